@@ -1,0 +1,55 @@
+"""From an adapter folder to the base model that it needs, wherever both lie now."""
+
+from pathlib import Path
+
+from em_core.errors import UserError
+from em_core.files import write_json
+from em_core.manifest import ADAPTER_CONFIG, MANIFEST, adapter_config, read_manifest
+from em_core.models import BaseModelInfo, resolve_base
+
+
+def base_of(folder: Path) -> BaseModelInfo:
+    """The base model of an adapter folder, ours or not.
+
+    Our manifest names it by id and weight hash, which outlives a move; a foreign adapter has only the path or
+    hub id in its configuration.
+
+    Raises:
+        UserError: the base cannot be found, or its weights are not those that were trained on.
+    """
+    config = adapter_config(folder)
+    named = str(config.get("base_model_name_or_path") or "")
+    if not (folder / MANIFEST).is_file():
+        if not named:
+            raise UserError(f"{folder / ADAPTER_CONFIG} names no base model")
+        beside = folder / named
+        return resolve_base(str(beside) if beside.is_dir() else named, config.get("revision"))
+    manifest = read_manifest(folder)
+    try:
+        base = resolve_base(manifest.base.id, manifest.base.revision)
+    except UserError:
+        base = resolve_base(named)
+    if base.weights_sha256 != manifest.base.weights_sha256:
+        raise UserError(
+            f"{folder} was trained on {manifest.base.id} with weights {manifest.base.weights_sha256[:12]}..., but "
+            f"{base.path} has {base.weights_sha256[:12]}...: give the original base, or relink the checkpoint"
+        )
+    return base
+
+
+def relink(folder: Path, base: str | None = None) -> Path:
+    """Write into adapter_config.json where the base model lies on this machine; returns that path.
+
+    `hf/` and other readers follow that path literally, so a moved cache or a copied checkpoint needs it.
+    """
+    config = adapter_config(folder)
+    if base is not None:
+        config["base_model_name_or_path"] = str(resolve_base(base).path)
+        if (folder / MANIFEST).is_file():
+            expected = read_manifest(folder).base.weights_sha256
+            if resolve_base(base).weights_sha256 != expected:
+                raise UserError(f"{base} is not the base that {folder} was trained on (weight hashes differ)")
+    else:
+        config["base_model_name_or_path"] = str(base_of(folder).path)
+    write_json(folder / ADAPTER_CONFIG, config)
+    return Path(config["base_model_name_or_path"])

@@ -1,0 +1,156 @@
+"""The checkpoint contract: a PEFT adapter folder, and beside it `em.json`, which says what it is.
+
+Training writes it, evaluation carries it along as plain data, the study joins on it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from em_core.errors import UserError
+from em_core.files import sha256_file
+
+SCHEMA_VERSION = 1
+MANIFEST = "em.json"
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseReference(_Plain):
+    """The base model by id and content; the path in adapter_config.json is only where it lay."""
+
+    id: str
+    revision: str | None
+    weights_sha256: str
+    description: str
+
+
+class DatasetReference(_Plain):
+    """The rows that were trained on: `train_rows` of `rows`, the rest held out."""
+
+    name: str
+    sha256: str
+    rows: int
+    train_rows: int
+    held_out_rows: int
+    control: str | None
+    kind: str
+
+
+class Loss(_Plain):
+    """Token-weighted task loss in nats a token, penalties apart; None at step 0, where nothing was trained.
+
+    `train` is the mean over the last `window` optimiser steps up to this checkpoint.
+    """
+
+    train: float | None
+    window: int
+    held_out: float | None
+
+
+class Dose(_Plain):
+    """How far the optimiser moved the adapter.
+
+    Attributes:
+        rms_update_a: root mean square over elements of the last step's change in all A factors.
+        rms_update_b: the same for B.
+        path_a: sum over steps of those root mean squares.
+        path_b: the same for B.
+        norm_ba: root of the summed squared Frobenius norms of all s BA, s being the LoRA scale.
+        learning_rate: at the last step.
+    """
+
+    rms_update_a: float
+    rms_update_b: float
+    path_a: float
+    path_b: float
+    norm_ba: float
+    learning_rate: float
+
+
+class Spectrum(_Plain):
+    """Means over modules of measures of the singular values of BA; None where B = 0."""
+
+    modules: int
+    undefined: int
+    stable_rank: float | None
+    entropy: float | None
+    participation_ratio: float | None
+    fro_over_nuclear: float | None
+
+
+class Manifest(_Plain):
+    """`em.json`. See the attributes' own classes for units."""
+
+    schema_version: int
+    run_id: str
+    step: int
+    config: dict[str, Any]
+    optimiser: dict[str, Any]
+    dataset: DatasetReference
+    base: BaseReference
+    lora: dict[str, Any]
+    examples_seen: int
+    tokens_seen: int
+    supervised_tokens_seen: int
+    loss: Loss
+    dose: Dose | None
+    spectrum: Spectrum
+    adapter_sha256: str
+    first_example: str
+    seconds: float
+    environment: dict[str, Any]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint folder of ours.
+
+    Raises:
+        UserError: the folder is missing, has no manifest (so it is not a checkpoint of ours, or half a one), or
+            its manifest is of another schema.
+    """
+    if not folder.is_dir():
+        raise UserError(f"checkpoint folder {folder} does not exist")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} has no {MANIFEST}: not a complete checkpoint of ours")
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, ValueError) as error:
+        reason = str(error).splitlines()[-1]
+        raise UserError(f"{path} is not a manifest of schema {SCHEMA_VERSION}: {reason}") from error
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest, after checking that the adapter beside it is the one it describes."""
+    manifest = read_manifest(folder)
+    adapter = folder / ADAPTER
+    if not adapter.is_file():
+        raise UserError(f"{adapter} is missing, although {MANIFEST} describes it")
+    found = sha256_file(adapter)
+    if found != manifest.adapter_sha256:
+        raise UserError(
+            f"{adapter} has sha256 {found[:12]}..., its manifest says {manifest.adapter_sha256[:12]}...: "
+            "the weights were changed or damaged after training"
+        )
+    return manifest
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The PEFT configuration of any adapter folder.
+
+    Raises:
+        UserError: missing or not JSON.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give a PEFT adapter folder") from error
+    return config

@@ -1,0 +1,65 @@
+"""One way to add a thing: a decorated function in a registry's folder, or the same behind an entry point."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from em_core.errors import UserError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named plugins of one kind.
+
+    Args:
+        kind: what one entry is, for messages ("optimiser", "prompt set").
+        group: entry-point group and the package whose modules register built-ins, e.g. "em_train.optimisers".
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._entries: dict[str, T] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: make `name` reachable. A second owner of a name is an error, never a silent override."""
+
+        def add(entry: T) -> T:
+            if name in self._entries and self._entries[name] is not entry:
+                raise UserError(f"two plugins are called {self.kind} '{name}': rename one of them")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def names(self) -> list[str]:
+        self._load()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> T:
+        """The plugin called `name`.
+
+        Raises:
+            UserError: no such plugin; the message lists the nearest names, or all of them.
+        """
+        self._load()
+        if name not in self._entries:
+            near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(self.names())}"
+            raise UserError(f"unknown {self.kind} '{name}': {hint}")
+        return self._entries[name]
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self.group)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.group}.{module.name}")
+        for point in entry_points(group=self.group):
+            self.register(point.name)(point.load())

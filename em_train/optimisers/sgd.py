@@ -1,0 +1,25 @@
+"""Stochastic gradient descent with momentum, torch's own."""
+
+import torch
+from pydantic import Field
+
+from em_train.optimisers.registry import Hyperparameters, NamedParameters, optimiser
+
+
+class SGDHyperparameters(Hyperparameters):
+    momentum: float = Field(0.9, ge=0, lt=1)
+    dampening: float = Field(0.0, ge=0, le=1)
+    nesterov: bool = False
+    weight_decay: float = Field(0.0, ge=0)
+
+
+@optimiser("sgd", SGDHyperparameters, "torch.optim.SGD")
+def sgd(parameters: NamedParameters, lr: float, hyper: SGDHyperparameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        [parameter for _, parameter in parameters],
+        lr=lr,
+        momentum=hyper.momentum,
+        dampening=hyper.dampening,
+        nesterov=hyper.nesterov,
+        weight_decay=hyper.weight_decay,
+    )
