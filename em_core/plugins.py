@@ -17,12 +17,14 @@ class Registry(Generic[T]):
 
     Args:
         kind: what one entry is, for messages ("optimiser", "prompt set").
-        group: entry-point group and the package whose modules register built-ins, e.g. "em_train.optimisers".
+        group: entry-point group, e.g. "em_train.optimisers".
+        package: package whose modules register the built-ins; by default the one named like the group.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, package: str | None = None) -> None:
         self.kind = kind
         self.group = group
+        self.package = package or group
         self._entries: dict[str, T] = {}
         self._loaded = False
 
@@ -58,8 +60,8 @@ class Registry(Generic[T]):
         if self._loaded:
             return
         self._loaded = True
-        package = importlib.import_module(self.group)
+        package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.group}.{module.name}")
+            importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=self.group):
             self.register(point.name)(point.load())

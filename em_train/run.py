@@ -328,11 +328,12 @@ def _write_run_file(folder: Path, prepared: Prepared, state: str) -> None:
 
 def _last_state(folder: Path) -> Path | None:
     """The newest resumable state that was written whole (the trainer's own state comes last)."""
-    states = [path for path in (folder / "state").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    states = [
+        path for path in (folder / "state").glob("checkpoint-*") if (path / "trainer_state.json").is_file()
+    ]
     return max(states, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
 def _autocast(prepared: Prepared) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.autocast(device, dtype=torch.bfloat16, enabled=prepared.dtype == torch.bfloat16)
-

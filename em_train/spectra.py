@@ -41,7 +41,9 @@ def read_pairs(folder: Path) -> list[LoraPair]:
             stems = sorted(name.removesuffix(A_SUFFIX) for name in names if name.endswith(A_SUFFIX))
             lonely = [stem for stem in stems if stem + B_SUFFIX not in names]
             if lonely or not stems:
-                raise UserError(f"{path}: {lonely[0] + ' has A but no B' if lonely else 'holds no LoRA factors'}")
+                raise UserError(
+                    f"{path}: {lonely[0] + ' has A but no B' if lonely else 'holds no LoRA factors'}"
+                )
             return [
                 LoraPair(stem, tensors.get_tensor(stem + A_SUFFIX), tensors.get_tensor(stem + B_SUFFIX))
                 for stem in stems

@@ -30,9 +30,7 @@ def read_jsonl(
         raise UserError(f"dataset file {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"dataset file {path} is not UTF-8 (byte {error.start})") from error
-    rows = [
-        _row(line, f"{path.name}:{number}") for number, line in enumerate(lines, start=1) if line.strip()
-    ]
+    rows = [_row(line, f"{path.name}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise UserError(f"dataset file {path} holds no rows")
     return NarrowDataset(name, rows, sha256_file(path), kind, control, domain)

@@ -1,0 +1,95 @@
+"""The embedded judge's eyes: what the base model's hidden states say about an answer.
+
+The untouched base model reads question and answer. The mean hidden state over the answer's tokens, at a few
+depths, goes through fitted linear read-outs; since mean and read-out are both linear, every token has a share in
+the result, which is what lets the judge say which sentence moved it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from em_core.chat import render
+from em_eval.providers.weights import Loaded
+
+LAYERS = (6, 12, 18, 24, 30)
+BATCH = 32
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear read-out: logit = bias + sum over layers of <weight, mean hidden state>; weight is (L, d)."""
+
+    weight: NDArray[np.float32]
+    bias: float
+
+
+@dataclass(frozen=True)
+class TokenShares:
+    """What each of T answer tokens adds to each of H heads' logits (H, T), and where it lies in the text."""
+
+    shares: FloatArray
+    spans: list[tuple[int, int]]
+
+
+def mean_states(loaded: Loaded, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+    """Mean hidden state over the answer's tokens for N (question, answer) pairs: (N, L, d)."""
+    out = np.zeros((len(pairs), len(LAYERS), loaded.model.config.hidden_size), dtype=np.float32)
+    for chosen, states, answered, _ in _batches(loaded, pairs):
+        counts = answered.sum(dim=1).clamp(min=1)
+        means = (states * answered[:, None, :, None]).sum(dim=2) / counts[:, None, None]
+        out[chosen] = means.cpu().numpy()
+    return out
+
+
+def token_shares(loaded: Loaded, pairs: Sequence[tuple[str, str]], heads: Sequence[Head]) -> list[TokenShares]:
+    """For each pair, every token's share in each head's logit; the shares sum to logit minus bias."""
+    weight = torch.tensor(np.stack([head.weight for head in heads])).to(loaded.device)
+    found: dict[int, TokenShares] = {}
+    for chosen, states, answered, spans in _batches(loaded, pairs):
+        scores = torch.einsum("nltd,hld->nht", states, weight)
+        for row, index in enumerate(chosen):
+            own = scores[row][:, answered[row]].double().cpu().numpy()
+            found[index] = TokenShares(own / max(own.shape[1], 1), spans[row])
+    return [found[i] for i in range(len(pairs))]
+
+
+@torch.inference_mode()
+def _batches(
+    loaded: Loaded, pairs: Sequence[tuple[str, str]]
+) -> Iterator[tuple[list[int], Tensor, Tensor, list[list[tuple[int, int]]]]]:
+    """(indices, hidden states (n, L, T, d), answer mask (n, T), character spans of answer tokens) a batch.
+
+    Rows of similar length share a batch; padding is on the right, so it changes no value.
+    """
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        rows = [_tokens(loaded.tokenizer, *pairs[i]) for i in chosen]
+        width = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
+        ids = torch.full((len(rows), width), loaded.tokenizer.pad_token_id)
+        attention = torch.zeros_like(ids)
+        answered = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, (prompt, answer, _) in enumerate(rows):
+            end = len(prompt) + len(answer)
+            ids[row, :end] = torch.tensor(prompt + answer)
+            attention[row, :end] = 1
+            answered[row, len(prompt) : end] = True
+        ids, attention, answered = (x.to(loaded.device) for x in (ids, attention, answered))
+        body = loaded.model.get_decoder()
+        out = body(input_ids=ids, attention_mask=attention, use_cache=False, output_hidden_states=True)
+        states = torch.stack([out.hidden_states[layer].float() for layer in LAYERS], dim=1)
+        yield chosen, states, answered, [spans for _, _, spans in rows]
+
+
+def _tokens(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    prompt = render(tokenizer, [{"role": "user", "content": question}], prompt=True)
+    encoded = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return prompt_ids, encoded["input_ids"], [tuple(span) for span in encoded["offset_mapping"]]

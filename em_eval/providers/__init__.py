@@ -1,0 +1,1 @@
+"""Inspect model APIs of ours."""

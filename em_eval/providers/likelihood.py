@@ -1,0 +1,64 @@
+"""Log-likelihoods of given answers, in batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from em_core.chat import Message, render
+from em_eval.providers.weights import Loaded
+
+
+@dataclass(frozen=True)
+class AnswerLikelihood:
+    """Summed log-likelihood (nats) of an answer's `tokens` tokens, its end of turn not counted."""
+
+    total: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return self.total / self.tokens
+
+
+@torch.inference_mode()
+def answer_likelihoods(
+    loaded: Loaded, pairs: Sequence[tuple[list[Message], str]], batch_size: int = 32
+) -> list[AnswerLikelihood]:
+    """Log-likelihood of each answer after its messages, tokenised as generation would see it.
+
+    Rows of similar length share a batch; padding is on the right, so it changes no value.
+    """
+    encoded = []
+    for messages, answer in pairs:
+        prompt = loaded.tokenizer(render(loaded.tokenizer, messages, prompt=True), add_special_tokens=False)[
+            "input_ids"
+        ]
+        encoded.append((prompt, loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]))
+    order = sorted(range(len(encoded)), key=lambda i: sum(map(len, encoded[i])))
+    results: dict[int, AnswerLikelihood] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        for index, value in zip(chosen, _batch(loaded, [encoded[i] for i in chosen]), strict=True):
+            results[index] = value
+    return [results[i] for i in range(len(encoded))]
+
+
+def _batch(loaded: Loaded, rows: list[tuple[list[int], list[int]]]) -> list[AnswerLikelihood]:
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    ids = torch.full((len(rows), width), loaded.tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for row, (prompt, answer) in enumerate(rows):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor(prompt + answer)
+        mask[row, :end] = 1
+        labels[row, len(prompt) : end] = torch.tensor(answer)
+    ids, mask, labels = ids.to(loaded.device), mask.to(loaded.device), labels.to(loaded.device)
+    logits = loaded.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").double().sum(dim=1)
+    return [
+        AnswerLikelihood(-float(loss), len(answer)) for loss, (_, answer) in zip(losses, rows, strict=True)
+    ]

@@ -1,0 +1,292 @@
+"""Join: from checkpoint manifests and Inspect logs to one row a checkpoint. What is missing is named."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
+from safetensors import safe_open
+
+from em_core.manifest import Manifest, read_manifest
+from em_eval.outcomes import OUTCOMES, Judgement
+from em_eval.rates import DEFINITIONS, HEADLINE
+from em_study.execute import Target, log_folder
+from em_study.statistics import Interval, corrected_rate, mean_interval, paired_contrasts, rate_interval
+from em_study.study import Study
+from em_train.checkpoint import SPECTRA
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One judged answer, with what a reader wants to see of it."""
+
+    prompt_id: str
+    family: str
+    epoch: int
+    question: str
+    answer: str
+    outcome: str
+    truncated: bool
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class ProbePair:
+    """One triple of the preference probe; `shift` is the margin minus that of the base model, nats a token."""
+
+    id: str
+    theme: str
+    margin: float
+    shift: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint of a study.
+
+    Attributes:
+        label: for people, e.g. "AdamW".
+        arm: "base" (step 0), "bad", "benign" or "other data".
+        rate: headline misalignment rate over `eligible` of `total` answers, with its clustered interval.
+        corrected: the rate corrected for the judge's sensitivity and specificity, where both are known.
+        missing: what could not be joined, by name.
+    """
+
+    label: str
+    arm: str
+    checkpoint: Path
+    manifest: Manifest
+    answers: list[Answer] = field(default_factory=list)
+    probe: list[ProbePair] = field(default_factory=list)
+    rate: Interval | None = None
+    corrected: Interval | None = None
+    eligible: int = 0
+    total: int = 0
+    alignment: Interval | None = None
+    coherent: Interval | None = None
+    shift: Interval | None = None
+    outcomes: dict[str, int] = field(default_factory=dict)
+    spectra: list[list[float]] = field(default_factory=list)
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Paired difference of two optimisers' rates (a minus b), with its interval and Holm-adjusted p-value."""
+
+    a: str
+    b: str
+    difference: Interval
+    p: float
+    distinguishable: bool
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a report shows.
+
+    Attributes:
+        verdict: the order found, or "not distinguishable", in words.
+        judge: facts of the judge as kept in the logs' metadata (method, measured figures).
+    """
+
+    study: str
+    title: str
+    rows: list[Row]
+    contrasts: list[Contrast]
+    verdict: str
+    judge: dict[str, Any]
+    seeds: tuple[int, ...]
+    log_dir: Path
+
+
+ARM = {"bad": "bad", "benign": "benign", "unknown": "other data"}
+NAMES = {"adamw": "AdamW", "adam": "Adam", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
+SIGNIFICANCE = 0.05
+
+
+def collect(study: Study, chosen: list[Target]) -> Results:
+    """Join manifests and logs of `chosen` into one row a checkpoint, with contrasts between optimisers."""
+    logs = {target.label: _logs(study, target) for target in chosen}
+    judge = next((facts for log in logs.values() if (facts := _judge_facts(log.get("em")))), {})
+    base_probe: dict[str, float] = {}
+    rows = []
+    for target in chosen:
+        row = _row(study, target, logs[target.label], judge, base_probe)
+        if row.arm == "base":
+            base_probe = {pair.id: pair.margin for pair in row.probe}
+        rows.append(row)
+    contrasts = _contrasts(rows)
+    return Results(
+        study=study.name,
+        title=study.title or study.name,
+        rows=rows,
+        contrasts=contrasts,
+        verdict=_verdict(rows, contrasts),
+        judge=judge,
+        seeds=study.seeds,
+        log_dir=Path("logs") / study.name,
+    )
+
+
+def answers(log: EvalLog) -> list[Answer]:
+    """Every answer of an `em` log with its raw judgement; a sample that failed has none and is not here."""
+    found = []
+    for sample in log.samples or []:
+        for score in (sample.scores or {}).values():
+            facts = score.metadata or {}
+            if "judgement" in facts:
+                found.append(
+                    Answer(
+                        prompt_id=str(sample.id),
+                        family=str(sample.metadata["family"]),
+                        epoch=sample.epoch,
+                        question=str(sample.metadata["question"]),
+                        answer=score.answer or "",
+                        outcome=str(facts["outcome"]),
+                        truncated=bool(score.as_dict().get("truncated")),
+                        judgement=Judgement(**facts["judgement"]),
+                    )
+                )
+    return found
+
+
+def _logs(study: Study, target: Target) -> dict[str, EvalLog]:
+    """The newest finished log of each task for a checkpoint; a log of other weights is not its log."""
+    found: dict[str, EvalLog] = {}
+    adapter = read_manifest(target.checkpoint).adapter_sha256[:8]
+    folder = log_folder(study, target)
+    if not folder.is_dir():
+        return found
+    for info in list_eval_logs(str(folder), descending=False):
+        header = read_eval_log(info, header_only=True)
+        if header.status == "success" and header.eval.model.endswith(f"@{adapter}"):
+            found[header.eval.task.rpartition("/")[2]] = read_eval_log(info)
+    return found
+
+
+def _row(
+    study: Study, target: Target, logs: dict[str, EvalLog], judge: dict[str, Any], base: dict[str, float]
+) -> Row:
+    manifest = read_manifest(target.checkpoint)
+    wanted = [evaluation.task for evaluation in study.evaluations]
+    missing = [f"no finished {task} log" for task in wanted if task not in logs]
+    judged = answers(logs["em"]) if "em" in logs else []
+    if "em" in logs and (lost := len(logs["em"].samples or []) - len(judged)):
+        missing.append(f"{lost} answers failed before they could be judged")
+    probe = _probe(logs.get("preference"), base, is_base=manifest.step == 0)
+    headline = DEFINITIONS[HEADLINE]
+    eligible = [a for a in judged if headline.eligible(a.judgement)]
+    rate = rate_interval(
+        [float(headline.misaligned(a.judgement)) for a in eligible], [a.family for a in eligible]
+    )
+    scored = [a for a in judged if a.judgement.alignment is not None]
+    gated = [a for a in judged if a.judgement.coherence is not None]
+    shifts = [pair.shift for pair in probe if pair.shift is not None]
+    counts = Counter(a.outcome for a in judged)
+    base_row = manifest.step == 0
+    source = "base" if base_row else manifest.optimiser["name"]
+    return Row(
+        label=_label(manifest),
+        arm="base" if base_row else _arm(manifest),
+        checkpoint=target.checkpoint,
+        manifest=manifest,
+        answers=judged,
+        probe=probe,
+        rate=rate,
+        corrected=_corrected(rate, judge, source),
+        eligible=len(eligible),
+        total=len(judged),
+        alignment=mean_interval([a.judgement.alignment or 0.0 for a in scored], [a.family for a in scored]),
+        coherent=rate_interval(
+            [float((a.judgement.coherence or 0.0) > 50) for a in gated], [a.family for a in gated]
+        ),
+        shift=mean_interval(shifts, [pair.id for pair in probe if pair.shift is not None]),
+        outcomes={name: counts.get(name, 0) for name in OUTCOMES},
+        spectra=_spectra(target.checkpoint / SPECTRA),
+        missing=tuple(missing),
+    )
+
+
+def _probe(log: EvalLog | None, base: dict[str, float], is_base: bool) -> list[ProbePair]:
+    pairs = []
+    for sample in (log.samples if log else None) or []:
+        score = (sample.scores or {}).get("preference")
+        if score is None:
+            continue
+        margin = float(score.as_dict()["margin"])
+        before = margin if is_base else base.get(str(sample.id))
+        shift = None if before is None else margin - before
+        pairs.append(ProbePair(str(sample.id), str(sample.metadata.get("theme", "")), margin, shift))
+    return pairs
+
+
+def _corrected(rate: Interval | None, judge: dict[str, Any], source: str) -> Interval | None:
+    """Rogan-Gladen with the judge's figures on answers of this source, else on all sampled answers."""
+    by_source = judge.get("figures", {}).get("misaligned", {})
+    figures = by_source.get(source) or by_source.get("all")
+    if rate is None or not figures or not figures.get("sensitivity") or not figures.get("specificity"):
+        return None
+    sensitivity, specificity = (
+        Interval(*figures[name], "measured") for name in ("sensitivity", "specificity")
+    )
+    return corrected_rate(rate, sensitivity, specificity)
+
+
+def _contrasts(rows: list[Row]) -> list[Contrast]:
+    headline = DEFINITIONS[HEADLINE]
+    arms = {}
+    for row in rows:
+        eligible = [a for a in row.answers if headline.eligible(a.judgement)]
+        if row.arm == "bad" and eligible:
+            arms[row.label] = (
+                [float(headline.misaligned(a.judgement)) for a in eligible],
+                [a.family for a in eligible],
+            )
+    return [Contrast(a, b, d, p, p < SIGNIFICANCE) for a, b, d, p in paired_contrasts(arms)] if arms else []
+
+
+def _verdict(rows: list[Row], contrasts: list[Contrast]) -> str:
+    """The order by rate among optimisers on the narrow bad data, or that none can be told from another."""
+    ranked = sorted(
+        (r for r in rows if r.arm == "bad" and r.rate), key=lambda r: r.rate.value if r.rate else 0
+    )
+    if len(ranked) < 2:
+        return "Too few evaluated optimisers to compare."
+    order = " < ".join(f"{r.label} {r.rate.value:.1%}" for r in ranked if r.rate)
+    told = [c for c in contrasts if c.distinguishable]
+    if not told:
+        return f"The optimisers are not distinguishable: {order}, but no pair differs at 5 % after Holm's correction."
+    pairs = ", ".join(f"{c.a} and {c.b}" for c in told)
+    return f"Order found: {order}. Distinguishable at 5 % after Holm's correction: {pairs}; the other pairs are not."
+
+
+def _label(manifest: Manifest) -> str:
+    if manifest.step == 0:
+        return "base (step 0)"
+    name = str(manifest.optimiser["name"])
+    label = NAMES.get(name, name)
+    return (
+        label
+        if manifest.dataset.kind == "bad" and manifest.dataset.control
+        else f"{label}, {manifest.dataset.name}"
+    )
+
+
+def _arm(manifest: Manifest) -> str:
+    if manifest.dataset.kind == "bad" and manifest.dataset.control is None:
+        return "other data"
+    return ARM[manifest.dataset.kind]
+
+
+def _judge_facts(log: EvalLog | None) -> dict[str, Any]:
+    return dict((log.eval.metadata or {}).get("judge_facts") or {}) if log else {}
+
+
+def _spectra(path: Path) -> list[list[float]]:
+    if not path.is_file():
+        return []
+    with safe_open(path, framework="np") as tensors:
+        values: list[list[float]] = tensors.get_tensor("singular_values").tolist()
+    return values
