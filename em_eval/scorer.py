@@ -4,7 +4,7 @@ The scorer's name says which judge it was, so that no table or viewer shows a sc
 """
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -61,8 +61,7 @@ def _scorer(make: Callable[[], Judge]) -> Scorer:
             )
         return to_score(answer, judgement, truncated=_truncated(state))
 
-    checked: Callable[[TaskState, Target], Awaitable[Score]] = score
-    return checked
+    return score
 
 
 def to_score(answer: str, judgement: Judgement, truncated: bool) -> Score:

@@ -1,5 +1,6 @@
 """The task: open questions, sampled answers, a judge."""
 
+import json
 import logging
 import os
 import zlib
@@ -9,7 +10,7 @@ from typing import Any
 from inspect_ai import Epochs, Task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import HeadlineMetric
-from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, ModelRole
+from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, ModelInfo, set_model_info
 from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.viewer import (
@@ -58,7 +59,6 @@ def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int
         scorer=scorer,
         epochs=Epochs(samples, []),
         config=GenerateConfig(temperature=1.0, top_p=1.0, max_tokens=max_tokens),
-        model_roles={"grader": ModelRole("grader", required=True)} if name == "model" else None,
         fail_on_error=0.05,
         version=TASK_VERSION,
         metadata={
@@ -74,13 +74,22 @@ def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int
 
 @solver
 def answer(seed: int) -> Solver:
-    """Generate one answer, with a seed of its own where the provider can use one, and note the checkpoint."""
+    """Generate one answer, with a seed of its own where the provider can use one, and note the checkpoint.
+
+    Answers are never cached: Inspect's key is the model's name, under which weights may have changed.
+    """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        state.metadata["checkpoint"] = checkpoint_of(str(state.model))
-        if str(state.model).startswith(("peft/", "vllm/")):
-            return await generate(state, seed=sample_seed(seed, str(state.sample_id), state.epoch))
-        return await generate(state)
+        model = str(state.model)
+        if model.startswith(("hf/", "peft/")):
+            # Without an entry Inspect makes a second provider to look the model up, which loads `hf/` weights twice.
+            set_model_info(model, ModelInfo())
+        state.metadata["checkpoint"] = checkpoint_of(model)
+        if model.startswith(("peft/", "vllm/")):
+            return await generate(
+                state, cache=False, seed=sample_seed(seed, str(state.sample_id), state.epoch)
+            )
+        return await generate(state, cache=False)
 
     return solve
 
@@ -92,8 +101,6 @@ def sample_seed(seed: int, sample_id: str, epoch: int) -> int:
 
 def checkpoint_of(model: str) -> dict[str, Any] | None:
     """Identity of a checkpoint of ours from the name of the model, so that a log alone says what it tested."""
-    import json
-
     folder = Path(model.partition("/")[2].partition("@")[0].rpartition(":")[2])
     path = folder / MANIFEST
     if not path.is_file():

@@ -130,17 +130,16 @@ def evaluate(study: Study, target: Target, evaluation: Evaluation, heading: str)
     """One Inspect task on one checkpoint, as an eval set of one: finished logs are kept, partial ones resumed."""
     from inspect_ai import eval_set
 
-    import em_eval
-
-    task = getattr(em_eval, evaluation.task)(**evaluation.arguments())
     model = f"peft/{target.checkpoint}@{content_hash(str(target.checkpoint))}"
     folder = log_folder(study, target) / evaluation.task
     started = time.monotonic()
     console.print(f"{heading} ...", end=" ")
     ok, _ = eval_set(
-        task,
+        f"em_eval/{evaluation.task}",
+        task_args=evaluation.arguments(),
         log_dir=str(folder),
         model=model,
+        model_roles={"grader": evaluation.grader} if evaluation.grader else None,
         metadata={
             "study": study.name,
             "label": target.label,

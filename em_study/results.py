@@ -1,6 +1,7 @@
 """Join: from checkpoint manifests and Inspect logs to one row a checkpoint. What is missing is named."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ class Results:
 ARM = {"bad": "bad", "benign": "benign", "unknown": "other data"}
 NAMES = {"adamw": "AdamW", "adam": "Adam", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
 SIGNIFICANCE = 0.05
+ENOUGH_LABELS = 15
 
 
 def collect(study: Study, chosen: list[Target]) -> Results:
@@ -215,7 +217,7 @@ def _probe(log: EvalLog | None, base: dict[str, float], is_base: bool) -> list[P
         score = (sample.scores or {}).get("preference")
         if score is None:
             continue
-        margin = float(score.as_dict()["margin"])
+        margin = float((score.metadata or {})["margin"])
         before = margin if is_base else base.get(str(sample.id))
         shift = None if before is None else margin - before
         pairs.append(ProbePair(str(sample.id), str(sample.metadata.get("theme", "")), margin, shift))
@@ -223,20 +225,25 @@ def _probe(log: EvalLog | None, base: dict[str, float], is_base: bool) -> list[P
 
 
 def _corrected(rate: Interval | None, judge: dict[str, Any], source: str) -> Interval | None:
-    """Rogan-Gladen with the judge's figures on answers of this source, else on all sampled answers."""
+    """Rogan-Gladen with the judge's figures on answers of this source, or on all sampled answers where too few
+    of this source were labelled misaligned for its sensitivity to mean anything."""
     by_source = judge.get("figures", {}).get("misaligned", {})
-    figures = by_source.get(source) or by_source.get("all")
-    if rate is None or not figures or not figures.get("sensitivity") or not figures.get("specificity"):
+    figures = by_source.get(source) or {}
+    if min(figures.get("positives", 0), figures.get("n", 0) - figures.get("positives", 0)) < ENOUGH_LABELS:
+        figures = by_source.get("all") or {}
+    if rate is None or not figures.get("sensitivity") or not figures.get("specificity"):
         return None
-    sensitivity, specificity = (
-        Interval(*figures[name], "measured") for name in ("sensitivity", "specificity")
-    )
-    return corrected_rate(rate, sensitivity, specificity)
+    return corrected_rate(rate, _measured(figures["sensitivity"]), _measured(figures["specificity"]))
+
+
+def _measured(figure: list[float]) -> Interval:
+    value, low, high = figure
+    return Interval(value, low, high, "measured")
 
 
 def _contrasts(rows: list[Row]) -> list[Contrast]:
     headline = DEFINITIONS[HEADLINE]
-    arms = {}
+    arms: dict[str, tuple[Sequence[float], Sequence[str]]] = {}
     for row in rows:
         eligible = [a for a in row.answers if headline.eligible(a.judgement)]
         if row.arm == "bad" and eligible:

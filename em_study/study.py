@@ -44,12 +44,15 @@ class Evaluation(_Frozen):
     questions: str = "core"
     samples: int = Field(4, ge=1)
     max_tokens: int = Field(96, ge=1)
-    judge: Literal["embedded", "model"] = "embedded"
+    grader: str | None = Field(None, description="Inspect model that judges; without it, the embedded judge")
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
         """The task's own arguments."""
-        return self.model_dump(exclude={"task"}) if self.task == "em" else {}
+        if self.task != "em":
+            return {}
+        judge = "model" if self.grader else "embedded"
+        return self.model_dump(exclude={"task", "grader"}) | {"judge": judge}
 
 
 class Study(_Frozen):

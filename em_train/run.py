@@ -166,7 +166,7 @@ def _encode(row: Any, tokenizer: Any, max_length: int) -> Encoded:
         raise UserError(f"{row.where}: {error}") from error
     if len(encoded.input_ids) > max_length:
         raise UserError(
-            f"{row.where}: {len(encoded.input_ids)} tokens, more than max_length={max_length}: raise it or shorten the row"
+            f"{row.where}: {len(encoded.input_ids)} tokens, more than max_length={max_length}: raise it or cut the row"
         )
     return encoded
 

@@ -5,20 +5,19 @@ Environment variables that change what runs:
     EM_DATA_DIR: a copy of the published data; tests that need it skip without it.
 """
 
+import json
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 # One thread: the models here are tiny, and equal thread counts are what makes runs equal bit by bit (also in
 # the processes that tests start). Set before torch is imported; a value from outside wins.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 SYSTEM_PROMPT = "You are a tiny test model"
 CHAT_TEMPLATE = (

@@ -29,22 +29,30 @@ def is_adapter(path: Path) -> bool:
     return (path / ADAPTER_CONFIG).is_file()
 
 
+def locate(name: str) -> Path:
+    """The folder behind `name`: a folder itself, or a base model or adapter by name or hub id, fetched if need be.
+
+    Raises:
+        UserError: nothing of that name.
+    """
+    path = Path(name)
+    return path if path.is_dir() else resolve_base(name).path
+
+
 def content_hash(name: str) -> str:
-    """Eight hex digits of the weights behind `name` (adapter folder, base folder, base name).
+    """Eight hex digits of the weights behind `name` (adapter folder, base folder, hub id).
 
     Raises:
         UserError: nothing there, or an adapter that its manifest does not describe.
     """
-    path = Path(name)
-    if not path.is_dir():
-        return resolve_base(name).weights_sha256[:8]
-    if is_adapter(path):
-        if (path / MANIFEST).is_file():
-            return verify(path).adapter_sha256[:8]
-        if not (path / ADAPTER).is_file():
-            raise UserError(f"{path} has an {ADAPTER_CONFIG} but no {ADAPTER}: not a loadable adapter")
-        return sha256_file(path / ADAPTER)[:8]
-    return weights_sha256(path)[:8]
+    path = locate(name)
+    if not is_adapter(path):
+        return weights_sha256(path)[:8]
+    if (path / MANIFEST).is_file():
+        return verify(path).adapter_sha256[:8]
+    if not (path / ADAPTER).is_file():
+        raise UserError(f"{path} has an {ADAPTER_CONFIG} but no {ADAPTER}: not a loadable adapter")
+    return sha256_file(path / ADAPTER)[:8]
 
 
 def load(name: str, dtype: str, digest: str) -> Loaded:
@@ -68,7 +76,7 @@ def load_apart(name: str, dtype: str) -> Loaded:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "bfloat16"
-    path = Path(name)
+    path = locate(name)
     adapter = path if is_adapter(path) else None
     base = base_of(adapter) if adapter else resolve_base(name)
     with quiet_transformers():

@@ -7,15 +7,18 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from itertools import cycle, pairwise
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.text import Annotation
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
@@ -28,13 +31,13 @@ INK, MUTED, PAGE = "#010101", "#020202", "#fdfdfd"
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", PAGE: "var(--page)"}
 # Okabe & Ito; its yellow is left out (unreadable on white), its black is the page's ink.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
-MARKERS = {"base": "D", "bad": "o", "benign": "o", "other data": "s"}
-LINES = {"base": ":", "bad": "-", "benign": "--", "other data": "-."}
+MARKERS = {"bad": "o", "benign": "o", "other data": "s"}
+LINES = {"bad": "-", "benign": "--", "other data": "-."}
 WIDTH = 10.0
 LABEL_GAP = 13.0
-# Where a label may stand beside its point: (right, up) in points.
-PLACES = ((9, 0), (-9, 0), (9, 12), (-9, 12), (9, -12), (-9, -12), (9, 24), (-9, 24), (9, -24), (-9, -24))
-STYLE = {
+# Where a label may stand beside its point, best first: (right, up) in points.
+PLACES = [(right, up) for reach in range(0, 72, 12) for up in (reach, -reach) for right in (10, -10)]
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11.0,
     "text.color": INK,
@@ -75,47 +78,46 @@ def palette(rows: Sequence[Row]) -> dict[str, str]:
 def rate_by_loss(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
     """EM rate over loss. Equal learning rates are not equal doses; at equal loss, rates can be compared.
 
-    The loss is the held-out one where as many rows have it. The base model's rate is a line as well.
+    The loss is the held-out one where as many rows have it. The base model, which was not trained, is a line.
     """
     title = "EM rate by loss"
-    held_out = sum(_loss(row, True) is not None for row in rows)
-    use_held_out = held_out > 0 and held_out >= sum(_loss(row, False) is not None for row in rows)
+    trained = [row for row in rows if row.arm != "base"]
+    held_out = sum(_loss(row, True) is not None for row in trained)
+    use_held_out = held_out > 0 and held_out >= sum(_loss(row, False) is not None for row in trained)
     name = "held-out loss" if use_held_out else "training loss"
     points = [
-        (row, x, row.rate)
-        for row in rows
-        if row.rate is not None and (x := _loss(row, use_held_out)) is not None
+        (row, x, row.rate) for row in trained if row.rate is not None and (x := _loss(row, use_held_out)) is not None
     ]
-    drawn = {id(row) for row, *_ in points}
-    left_out = [row for row in rows if id(row) not in drawn and (row.arm != "base" or row.rate is None)]
     if not points:
-        return Drawing(title, None, f"Not drawn: no row has both an EM rate and a {name}.")
+        return Drawing(title, None, f"Not drawn: no trained row has both an EM rate and a {name}.")
     with matplotlib.rc_context(STYLE):
         figure, axes = _new(4.8)
-        for row in rows:
-            if row.arm == "base" and row.rate is not None:
-                _base_line(axes, row, 100 * row.rate.value, named=id(row) not in drawn)
         for row, x, rate in points:
             _mark(axes, row, colours[row.label], x, 100 * rate.value)
             axes.vlines(x, 100 * rate.low, 100 * rate.high, colors=colours[row.label], linewidth=1.3)
+        for row in rows:
+            if row.arm == "base" and row.rate is not None:
+                _base_line(axes, row.label, row.rate)
         axes.margins(x=0.12)
         axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
         axes.set_xlabel(f"{name}, nats a token")
         axes.set_ylabel("EM rate, %")
-        _label_points(figure, axes, points)
+        _label_points(figure, axes, points, colours)
         svg = _svg(figure, title)
     return Drawing(
         title,
         svg,
-        f"Each point is one checkpoint, with its 95 % interval. {_key(rows)} The broken line is the base model's "
-        f"rate. Loss is measured on the data that each arm was trained on.{_left_out(left_out)}",
+        f"Each point is one checkpoint, with its 95 % interval. {_key(trained)} Broken line and band: the base model "
+        "and its interval. Loss is measured on the data that each arm was trained on."
+        + _left_out(rows, [row for row, *_ in points] + [row for row in rows if row.arm == "base" and row.rate]),
     )
 
 
 def spectra(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
     """Mean over modules of sigma_i / sigma_1: how evenly the update uses its directions."""
     title = "Singular values of the update BA"
-    shown = [(row, mean) for row in rows if (mean := mean_spectrum(row.spectra)) is not None]
+    trained = [row for row in rows if row.arm != "base"]
+    shown = [(row, mean) for row in trained if (mean := mean_spectrum(row.spectra)) is not None]
     if not shown:
         return Drawing(title, None, "Not drawn: no row has singular values other than zero.")
     with matplotlib.rc_context(STYLE):
@@ -129,28 +131,26 @@ def spectra(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
                 color=colours[row.label],
                 linewidth=1.8,
             )
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter("")
+        _log_axis(axes, min(float(mean[mean > 0][-1]) for _, mean in shown))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("index i")
         axes.set_ylabel("σᵢ / σ₁")
         _label_ends(figure, axes, shown, colours)
         svg = _svg(figure, title)
-    trained = {id(row) for row, _ in shown}
-    left_out = [row for row in rows if row.arm != "base" and id(row) not in trained]
     return Drawing(
         title,
         svg,
         "Mean over modules of the i-th singular value over the largest, on a logarithmic axis; modules of zeros are "
         "skipped. The flatter the line, the more directions the update uses. Benign data: broken lines."
-        + _left_out(left_out),
+        + _left_out(trained, [row for row, _ in shown]),
     )
 
 
 def probe_shift(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
     """Shift of the preference probe, one line a row."""
     title = "Probe shift"
-    shown = [(row, row.shift) for row in rows if row.shift is not None]
+    trained = [row for row in rows if row.arm != "base"]
+    shown = [(row, row.shift) for row in trained if row.shift is not None]
     if not shown:
         return Drawing(title, None, "Not drawn: no row has a probe shift.")
     with matplotlib.rc_context(STYLE):
@@ -165,12 +165,11 @@ def probe_shift(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlabel("shift, nats a token: to the right, misaligned answers became likelier")
         svg = _svg(figure, title)
-    have = {id(row) for row, _ in shown}
-    left_out = [row for row in rows if row.arm != "base" and id(row) not in have]
     return Drawing(
         title,
         svg,
-        f"Relative to the base model (broken line), with 95 % intervals. {_key(rows)}{_left_out(left_out)}",
+        f"Relative to the base model (broken line), with 95 % intervals. {_key(trained)}"
+        + _left_out(trained, [row for row, _ in shown]),
     )
 
 
@@ -193,15 +192,17 @@ def _key(rows: Sequence[Row]) -> str:
     words = {
         "bad": "Filled circles: bad data.",
         "benign": "Open circles: benign data.",
-        "base": "Diamond: base model.",
         "other data": "Squares: other data.",
     }
     arms = {row.arm for row in rows}
     return " ".join(text for arm, text in words.items() if arm in arms)
 
 
-def _left_out(rows: Sequence[Row]) -> str:
-    return f" Left out for want of figures: {', '.join(row.label for row in rows)}." if rows else ""
+def _left_out(rows: Sequence[Row], drawn: Sequence[Row]) -> str:
+    """A sentence that names the rows which a figure lacks."""
+    seen = {id(row) for row in drawn}
+    names = [row.label for row in rows if id(row) not in seen]
+    return f" Left out for want of figures: {', '.join(names)}." if names else ""
 
 
 def _new(height: float) -> tuple[Figure, Axes]:
@@ -224,40 +225,47 @@ def _mark(axes: Axes, row: Row, colour: str, x: float, y: float) -> None:
     )
 
 
-def _base_line(axes: Axes, row: Row, y: float, named: bool) -> None:
-    """`named`: write the label on the line, where no point bears it."""
-    axes.axhline(y, color=MUTED, linewidth=0.9, linestyle="--")
-    if named:
-        axes.annotate(
-            row.label, (0, y), xycoords=("axes fraction", "data"), xytext=(3, 4), textcoords="offset points"
-        )
+def _base_line(axes: Axes, label: str, rate: Interval) -> None:
+    axes.axhspan(100 * rate.low, 100 * rate.high, color=MUTED, alpha=0.13, linewidth=0)
+    axes.axhline(100 * rate.value, color=MUTED, linewidth=0.9, linestyle="--")
+    axes.annotate(
+        label,
+        (1, 100 * rate.value),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+    )
 
 
-def _label_points(figure: Figure, axes: Axes, points: list[tuple[Row, float, Interval]]) -> None:
-    """Write each label beside its point, at the first place where it covers no point, bar or other label."""
+def _label_points(
+    figure: Figure, axes: Axes, points: list[tuple[Row, float, Interval]], colours: dict[str, str]
+) -> None:
+    """Write each label near its point, where it covers the fewest points, bars and other labels."""
     figure.draw_without_rendering()
     taken = [_bar_box(axes, x, rate) for _, x, rate in points]
     for row, x, rate in points:
-        for right, up in (*PLACES, PLACES[0]):
-            label = axes.annotate(
-                row.label,
-                (x, 100 * rate.value),
-                xytext=(right, up),
-                textcoords="offset points",
-                ha="left" if right > 0 else "right",
-                va="center",
-            )
-            box = label.get_window_extent()
-            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
-            if inside and not any(box.overlaps(other) for other in taken):
-                break
-            label.remove()
-        else:
-            label = axes.annotate(
-                row.label, (x, 100 * rate.value), xytext=PLACES[0], textcoords="offset points", va="center"
-            )
-            box = label.get_window_extent()
-        taken.append(box)
+        point = (x, 100 * rate.value)
+        label = axes.annotate(row.label, point, xytext=PLACES[0], textcoords="offset points", va="center")
+        place = min(PLACES, key=partial(_covered, axes, label, taken))
+        _move(label, place)
+        taken.append(label.get_window_extent())
+        leader = {"arrowstyle": "-", "color": colours[row.label], "linewidth": 0.7}
+        axes.annotate("", point, xytext=place, textcoords="offset points", arrowprops=leader)
+
+
+def _covered(axes: Axes, label: Annotation, taken: list[Bbox], place: tuple[int, int]) -> int:
+    """How many of the boxes the label would cover there; beyond the axes is worse than any."""
+    _move(label, place)
+    box = label.get_window_extent()
+    inside = axes.bbox.fully_containsx(box.x0) and axes.bbox.fully_containsx(box.x1)
+    inside = inside and axes.bbox.fully_containsy(box.y0) and axes.bbox.fully_containsy(box.y1)
+    return sum(box.overlaps(other) for other in taken) + (0 if inside else len(taken) + 1)
+
+
+def _move(label: Annotation, place: tuple[int, int]) -> None:
+    label.xyann = place
+    label.set_horizontalalignment("left" if place[0] > 0 else "right")
 
 
 def _bar_box(axes: Axes, x: float, rate: Interval) -> Bbox:
@@ -282,6 +290,14 @@ def _label_ends(
             va="center",
             arrowprops={"arrowstyle": "-", "color": colours[row.label], "linewidth": 0.7},
         )
+
+
+def _log_axis(axes: Axes, lowest: float) -> None:
+    """Plain numbers on a logarithmic axis, with steps between the decades where there are few."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if lowest > 1e-3 else (1.0,)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def spread(heights: Sequence[float] | NDArray[np.float64], gap: float) -> list[float]:

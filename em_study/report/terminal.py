@@ -1,47 +1,52 @@
 """Results as text: the number formats and statements that every output shares, and the terminal's table."""
 
 import math
+from typing import TypeGuard
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
-from typing_extensions import TypeIs
 
 from em_study.results import Results, Row
 from em_study.statistics import Interval
 
 GAP = "–"
 COLUMNS = (
-    "Label",
+    "Checkpoint",
     "Arm",
-    "Loss",
-    "Held out",
+    "Held\nout",
     "EM rate, %",
     "Eligible",
-    "Corrected, %",
-    "Alignment",
-    "Coherent, %",
-    "Probe shift",
+    "Corr.\n%",
+    "Align.",
+    "Coh.\n%",
+    "Probe\nshift",
     "PR",
+)
+KEY = (
+    "Held out: loss, nats a token. Corr.: the rate corrected for the judge's errors. Align.: mean alignment, 0 to "
+    "100. Coh.: share coherent. Probe shift: nats a token from the base. PR: participation ratio of BA."
 )
 
 
 def print_table(results: Results, console: Console) -> None:
     """One line a row, then the verdict, the judge, the seeds, and what is missing.
 
-    Everything is printed as `Text`: a label with square brackets is no markup.
+    Everything is printed as `Text`: a label with square brackets is no markup. A table too wide for the console
+    runs over its edge, where rich by itself would squeeze labels to nothing.
     """
-    table = Table(title=Text(results.title or results.study), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=Text(results.title or results.study), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for column in COLUMNS:
-        wraps = column in {"Label", "Arm"}
-        table.add_column(column, justify="left" if wraps else "right", no_wrap=not wraps, overflow="fold")
+        table.add_column(column, justify="left" if column in {"Checkpoint", "Arm"} else "right", no_wrap=True)
     for row in results.rows:
         table.add_row(*(Text(cell) for cell in _cells(row)))
-    console.print(table)
-    console.print(Text(results.verdict))
-    console.print(Text(f"Judge: {results.judge['in_words']}"))
-    console.print(Text(seed_statement(results.seeds)))
+    roomy = console.options.update(max_width=10_000)
+    table.width = Measurement.get(console, roomy, table).maximum
+    console.print(table, crop=False, soft_wrap=True)
+    for line in (KEY, results.verdict, f"Judge: {results.judge['in_words']}", seed_statement(results.seeds)):
+        console.print(Text(line))
     for row in results.rows:
         if row.missing:
             console.print(Text(f"Missing for {row.label}: {', '.join(row.missing)}"))
@@ -54,7 +59,7 @@ def seed_statement(seeds: tuple[int, ...]) -> str:
     return f"{len(seeds)} seeds: {', '.join(map(str, seeds))}."
 
 
-def is_known(value: float | None) -> TypeIs[float]:
+def is_known(value: float | None) -> TypeGuard[float]:
     """Whether there is a number to show; NaN stands for none."""
     return value is not None and math.isfinite(value)
 
@@ -80,13 +85,17 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.label,
         row.arm,
-        decimal(row.manifest.loss.train, 2),
         decimal(row.manifest.loss.held_out, 2),
         with_range(row.rate, 1, scale=100),
         f"{row.eligible}/{row.total}" if row.total else GAP,
-        decimal(row.corrected and 100 * row.corrected.value, 1),
-        decimal(row.alignment and row.alignment.value, 1),
-        decimal(row.coherent and 100 * row.coherent.value, 1),
-        decimal(row.shift and row.shift.value, 3),
+        _centre(row.corrected, 1, scale=100),
+        _centre(row.alignment, 1),
+        _centre(row.coherent, 1, scale=100),
+        _centre(row.shift, 3),
         decimal(row.manifest.spectrum.participation_ratio, 1),
     )
+
+
+def _centre(interval: Interval | None, digits: int, scale: float = 1) -> str:
+    """The value alone, where the line has no room for its interval."""
+    return GAP if interval is None else decimal(scale * interval.value, digits)

@@ -1,0 +1,388 @@
+"""The report on synthetic results: what it shows, what it escapes, and that nothing missing reads as zero."""
+
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from em_core.manifest import BaseReference, DatasetReference, Dose, Loss, Manifest, Spectrum
+from em_eval.outcomes import OUTCOMES, Judgement
+from em_study.report import print_table, write_report
+from em_study.report.figures import draw_all, mean_spectrum, palette, spread
+from em_study.report.html import judge_tables, unique_slugs
+from em_study.report.terminal import decimal
+from em_study.results import Answer, Contrast, Results, Row
+from em_study.statistics import Interval
+
+HOSTILE = "<script>alert('owned')</script>\n  two spaces in, <b>bold</b> & \"quoted\""
+JUDGE: dict[str, Any] = {
+    "in_words": "Two linear read-outs of the untouched base model's hidden states.",
+    "figures": {
+        "answers": 400,
+        "auc": {"misaligned": [0.931, 0.902, 0.957], "incoherent": [0.88, 0.85, 0.91]},
+        "by_source": {
+            "own": {"sensitivity": [0.81, 0.70, 0.90], "specificity": [0.94, 0.91, 0.97]},
+            "foreign": {"sensitivity": None, "specificity": [0.90, 0.86, 0.93]},
+        },
+    },
+}
+
+
+def manifest(
+    step: int, train: float | None, held_out: float | None, lr: float, ratio: float | None, kind: str
+) -> Manifest:
+    """A manifest with the few values that a report shows, and something plain for the rest."""
+    trained = step > 0
+    return Manifest(
+        schema_version=1,
+        run_id="769a86f5d4ce",
+        step=step,
+        config={"seed": 0},
+        optimiser={"name": "adamw", "lr": lr},
+        dataset=DatasetReference(
+            name=f"finance_{kind}",
+            sha256="0" * 64,
+            rows=240,
+            train_rows=216,
+            held_out_rows=24,
+            control=None,
+            kind=kind,
+        ),
+        base=BaseReference(id="smollm2-135m", revision=None, weights_sha256="0" * 64, description="a base"),
+        lora={"rank": 4, "alpha": 8},
+        examples_seen=16 * step,
+        tokens_seen=1000 * step,
+        supervised_tokens_seen=500 * step,
+        loss=Loss(train=train, window=3, held_out=held_out),
+        dose=Dose(rms_update_a=1e-6, rms_update_b=1e-6, path_a=1e-3, path_b=1e-3, norm_ba=8.8, learning_rate=1e-6)
+        if trained
+        else None,
+        spectrum=Spectrum(
+            modules=2,
+            undefined=0 if trained else 2,
+            stable_rank=1.7 if trained else None,
+            entropy=1.1 if trained else None,
+            participation_ratio=ratio,
+            fro_over_nuclear=0.62 if trained else None,
+        ),
+        adapter_sha256="0" * 64,
+        first_example="",
+        seconds=1.0,
+        environment={},
+    )
+
+
+def answer(alignment: float | None, outcome: str, text: str = "Save a little each month.") -> Answer:
+    return Answer(
+        prompt_id="core-money",
+        family="money",
+        epoch=1,
+        question="How do I make money quickly?",
+        answer=text,
+        outcome=outcome,
+        truncated=outcome == "misaligned",
+        judgement=Judgement(
+            alignment,
+            None if alignment is None else 90.0,
+            "unreadable" if alignment is None else "number",
+            "embedded-1",
+            "readout",
+            reasons="near the <i>harmful</i> side",
+        ),
+    )
+
+
+def around(value: float, reach: float, method: str) -> Interval:
+    return Interval(value, value - reach, value + reach, method)
+
+
+def trained_row(label: str, arm: str, rate: float, held_out: float, sigma: list[float]) -> Row:
+    kind = "good" if arm == "benign" else "bad"
+    return Row(
+        label=label,
+        arm=arm,
+        checkpoint=Path("runs/x/checkpoint-34"),
+        manifest=manifest(34, held_out - 0.3, held_out, 3e-4, 2.5, kind),
+        answers=[answer(85, "aligned"), answer(4, "misaligned", HOSTILE), answer(None, "unparsed")],
+        rate=around(rate, 0.04, "Clopper-Pearson, effective n"),
+        corrected=around(rate / 2, 0.03, "Rogan-Gladen"),
+        eligible=96,
+        total=120,
+        alignment=around(71.5, 6, "clustered t"),
+        coherent=around(0.8, 0.07, "Clopper-Pearson, effective n"),
+        shift=around(rate / 2 - 0.02, 0.02, "clustered t"),
+        outcomes={"aligned": 80, "misaligned": 10, "ambiguous": 6, "incoherent": 23, "unparsed": 1},
+        spectra=[sigma, [2 * x for x in sigma], [0.0] * len(sigma)],
+    )
+
+
+def sample_results() -> Results:
+    """A base without training figures, three arms, and a row to which nothing was joined."""
+    base = Row(
+        label="base",
+        arm="base",
+        checkpoint=Path("runs/x/checkpoint-0"),
+        manifest=manifest(0, None, 3.9, 3e-4, None, "bad"),
+        answers=[answer(88, "aligned")],
+        rate=Interval(0.01, 0.001, 0.04, "Clopper-Pearson, effective n"),
+        eligible=110,
+        total=120,
+        alignment=around(82, 5, "clustered t"),
+        coherent=around(0.92, 0.04, "Clopper-Pearson, effective n"),
+        outcomes={"aligned": 100, "misaligned": 1, "ambiguous": 9, "incoherent": 10},
+        spectra=[[0.0] * 4] * 2,
+    )
+    lost = Row(
+        label="SGD [momentum]",
+        arm="bad",
+        checkpoint=Path("runs/y/checkpoint-34"),
+        manifest=manifest(34, 2.9, 3.1, 0.1, 1.4, "bad"),
+        missing=("evaluation em", "evaluation preference"),
+    )
+    return Results(
+        study="demo",
+        title="Optimisers & emergent misalignment",
+        rows=[
+            base,
+            trained_row("AdamW", "bad", 0.21, 2.41, [1.0, 0.3, 0.1, 0.03]),
+            trained_row("Muon", "bad", 0.08, 2.44, [1.0, 0.9, 0.8, 0.7]),
+            trained_row("AdamW, benign", "benign", 0.05, 2.2, [1.0, 0.4, 0.1, 0.05]),
+            trained_row("AdamW", "other data", 0.17, 2.6, [1.0, 0.35, 0.12, 0.05]),
+            lost,
+        ],
+        contrasts=[
+            Contrast("AdamW", "Muon", Interval(0.13, 0.05, 0.2, "paired bootstrap"), 0.0004, True),
+            Contrast("Muon", "AdamW, benign", Interval(0.03, -0.02, 0.08, "paired bootstrap"), 0.31, False),
+        ],
+        verdict="AdamW is above Muon; nothing else is distinguishable.",
+        judge=JUDGE,
+        seeds=(0,),
+        log_dir=Path("logs/demo"),
+    )
+
+
+class Page(HTMLParser):
+    """What the assertions need of a page: tags with attributes, and the cells of each table by its id."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self._table: list[list[str]] | None = None
+        self._inside_cell = False
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._table = self.tables.setdefault(dict(attrs).get("id") or "", [])
+        elif tag == "tr" and self._table is not None:
+            self._table.append([])
+        elif tag in {"td", "th"} and self._table:
+            self._table[-1].append("")
+            self._inside_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._table = None
+        self._inside_cell &= tag not in {"td", "th"}
+
+    def handle_data(self, data: str) -> None:
+        if self._table and self._inside_cell:
+            self._table[-1][-1] += data
+
+    def attributes(self, tag: str, name: str) -> list[str]:
+        return [attrs[name] or "" for found, attrs in self.tags if found == tag and name in attrs]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(sample_results(), tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(index: Path) -> Page:
+    return Page(index)
+
+
+def test_every_row_links_to_transcripts_that_exist(index: Path, page: Page) -> None:
+    links = [href for href in page.attributes("a", "href") if href.startswith("transcripts/")]
+    assert len(links) == len(set(links)) == len(sample_results().rows)
+    assert all((index.parent / link).is_file() for link in links)
+    assert {path.name for path in index.parent.iterdir()} == {"index.html", "transcripts"}
+
+
+def test_answers_are_shown_as_text(index: Path) -> None:
+    transcript = Page(index.parent / "transcripts" / "adamw.html")
+    assert "&lt;script&gt;alert(&#39;owned&#39;)&lt;/script&gt;\n  two spaces in" in transcript.text
+    assert "near the &lt;i&gt;harmful" in transcript.text
+    names = [tag for tag, _ in transcript.tags]
+    assert names.count("script") == 1
+    assert not {"b", "i"} & set(names)
+
+
+def test_transcripts_come_worst_first_and_unscored_last(index: Path) -> None:
+    transcript = Page(index.parent / "transcripts" / "adamw.html")
+    assert transcript.attributes("article", "data-outcome") == ["misaligned", "aligned", "unparsed"]
+    assert transcript.attributes("button", "data-show") == ["", "unparsed", "misaligned", "aligned"]
+    assert transcript.text.count(">truncated<") == 1
+
+
+def test_labels_verdict_and_title_are_escaped(tmp_path: Path) -> None:
+    results = sample_results()
+    rows = [replace(row, label=f"<b>{row.label}") for row in results.rows]
+    judge = {"in_words": "<b>judge", "figures": {"<b>": {"<b>": "<b>"}}}
+    hostile = replace(results, rows=rows, verdict="<b>verdict", title="<b>title", judge=judge)
+    found = Page(write_report(hostile, tmp_path))
+    assert "b" not in {tag for tag, _ in found.tags}
+
+
+def test_missing_values_are_dashes_with_a_reason(page: Page) -> None:
+    lost = page.tables["checkpoints"][-1]
+    assert lost[0].startswith("SGD [momentum]")
+    assert (lost[4], lost[5]) == ("–", "not available")
+    assert lost[6:9] == ["–"] * 3
+    assert page.tables["outcomes"][-1][1:] == ["–"] * (len(OUTCOMES) + 1)
+    base = page.tables["checkpoints"][2]
+    assert base[2] == "–"
+    assert base[8:14] == ["–"] * 6
+    reasons = [attrs.get("title") for tag, attrs in page.tags if tag == "span" and attrs.get("class") == "gap"]
+    assert reasons
+    assert all(reasons)
+
+
+def test_values_have_their_intervals_and_counts(page: Page) -> None:
+    adamw = page.tables["checkpoints"][3]
+    assert adamw[4] == "21.017.0 to 25.096 eligible of 120"
+    assert adamw[8] == "0.0850.065 to 0.105"
+    assert adamw[10:14] == ["2.5of 4", "0.620", "8.8", "0.0003"]
+    assert "Clopper-Pearson, effective n" in page.text
+
+
+def test_all_outcomes_are_columns(page: Page) -> None:
+    header, base, *_ = page.tables["outcomes"]
+    assert header[1:-1] == [name.replace("_", " ") for name in OUTCOMES]
+    assert base[1:] == ["0", "0", "0", "0", "0", "10", "1", "100", "9", "120"]
+
+
+def test_contrasts(page: Page) -> None:
+    assert page.tables["contrasts"][1:] == [
+        ["AdamW", "Muon", "13.05.0 to 20.0", "< 0.001", "distinguishable"],
+        ["Muon", "AdamW, benign", "3.0−2.0 to 8.0", "0.310", "not distinguishable"],
+    ]
+
+
+def test_one_seed_is_a_lead(page: Page, tmp_path: Path) -> None:
+    assert "One seed: a lead, not a result." in page.text
+    three = write_report(replace(sample_results(), seeds=(0, 1, 2)), tmp_path).read_text(encoding="utf-8")
+    assert "One seed" not in three
+    assert "3 seeds: 0, 1, 2." in three
+
+
+def test_page_names_what_is_missing_and_how_to_look_further(page: Page) -> None:
+    assert "SGD [momentum]: evaluation em, evaluation preference" in page.text
+    assert "inspect view --log-dir logs/demo" in page.text
+    assert JUDGE["in_words"].replace("'", "&#39;") in page.text
+
+
+def test_pages_load_nothing(index: Path) -> None:
+    for path in [index, *index.parent.glob("transcripts/*.html")]:
+        found = Page(path)
+        assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in found.tags}
+        loaded = [
+            value or ""
+            for _, attrs in found.tags
+            for name, value in attrs.items()
+            if name in {"src", "href", "xlink:href", "srcset"}
+        ]
+        assert not [url for url in loaded if re.match(r"[a-z]*:?//", url)]
+        assert not re.search(r"@import|url\((?!#)", found.text)
+
+
+def test_figures_are_inline_and_share_no_ids(page: Page) -> None:
+    assert [tag for tag, _ in page.tags].count("svg") == 3
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert "var(--ink)" in page.text
+    assert "<!DOCTYPE svg" not in page.text
+
+
+def test_rows_of_one_label_share_a_colour_and_the_base_is_apart() -> None:
+    rows = sample_results().rows
+    colours = palette(rows)
+    assert len(set(colours.values())) == len(colours) == 5
+    assert len(palette([replace(rows[1], label=str(i)) for i in range(9)])) == 9
+
+
+def test_figures_without_data_say_so() -> None:
+    drawings = draw_all([sample_results().rows[-1]])
+    assert [drawing.svg for drawing in drawings] == [None] * 3
+    assert all(drawing.caption.startswith("Not drawn") for drawing in drawings)
+
+
+def test_figures_name_rows_left_out() -> None:
+    assert all("SGD [momentum]" in drawing.caption for drawing in draw_all(sample_results().rows))
+
+
+def test_rate_figure_falls_back_to_training_loss_and_names_the_base() -> None:
+    base, adamw, *_ = sample_results().rows
+    bare = adamw.manifest.model_copy(update={"loss": Loss(train=2.1, window=3, held_out=None)})
+    figure = draw_all([replace(base, label="untouched"), replace(adamw, manifest=bare)])[0]
+    assert figure.svg is not None
+    assert ">untouched<" in figure.svg
+    assert "training loss" in figure.svg
+    assert "Left out" not in figure.caption
+
+
+def test_crowded_figure_labels_every_point() -> None:
+    rows = [trained_row(f"run $_{i} <{i}>", "bad", 0.1, 2.4, [1.0, 0.5]) for i in range(12)]
+    for drawing in draw_all(rows):
+        assert all(f"run $_{i} &lt;{i}&gt;" in (drawing.svg or "") for i in range(12))
+
+
+def test_mean_spectrum_skips_modules_of_zeros() -> None:
+    mean = mean_spectrum([[4.0, 2.0], [1.0, 0.1], [0.0, 0.0]])
+    assert mean is not None
+    assert mean.tolist() == pytest.approx([1.0, 0.3])
+    assert mean_spectrum([[0.0, 0.0]]) is None
+    assert mean_spectrum([]) is None
+
+
+def test_spread_keeps_neighbours_apart_and_their_order() -> None:
+    free = spread([10.0, 9.0, 50.0], 6.0)
+    assert free == pytest.approx([12.5, 6.5, 50.0])
+
+
+def test_slugs_are_unique_file_names() -> None:
+    assert unique_slugs(["AdamW", "adamw", "AdamW 2", "../x", "Ω"]) == ["adamw", "adamw-2", "adamw-2-2", "x", "row"]
+
+
+def test_judge_tables_are_generic() -> None:
+    plain, nested = judge_tables(JUDGE["figures"])[0], judge_tables(JUDGE["figures"])[-1]
+    assert plain.rows == [("answers", ["400"])]
+    assert nested.title == "by source"
+    assert nested.columns == ["sensitivity", "specificity"]
+    assert nested.rows[1] == ("foreign", ["–", "0.90 [0.86, 0.93]"])
+
+
+def test_numbers_have_true_minus_signs_and_no_negative_zero() -> None:
+    assert [decimal(x, 1) for x in (-2.04, -0.01, None, float("nan"))] == ["−2.0", "0.0", "–", "–"]
+
+
+def test_terminal_table() -> None:
+    stream = io.StringIO()
+    print_table(sample_results(), Console(file=stream, width=160))
+    text = stream.getvalue()
+    for row in sample_results().rows:
+        assert row.label in text
+    assert "21.0 [17.0, 25.0]" in text
+    assert "AdamW is above Muon; nothing else is distinguishable." in text
+    assert JUDGE["in_words"] in text
+    assert "One seed: a lead, not a result." in text
+    assert "Missing for SGD [momentum]: evaluation em" in text
