@@ -4,6 +4,7 @@ Each cell is idempotent and isolated: a finished one is skipped, a failed one ke
 another, and whatever was killed goes on at the next call.
 """
 
+import gc
 import os
 import time
 import traceback
@@ -67,6 +68,7 @@ def train_all(study: Study) -> tuple[list[Trained], list[str]]:
             trained.append(Trained(cell, folder, train(cell.config, folder)))
         except Exception as error:  # one cell's failure never stops another's
             failures.append(_keep_failure(folder, f"training of {cell.label}", error))
+        gc.collect()  # a trainer holds its model in a cycle of references: free it before the next one
     return trained, failures
 
 

@@ -1,4 +1,4 @@
-"""The report's figures, as SVG that stands inside a page and takes text and ground colour from its style sheet.
+"""The report's figures, as SVG that stands inside a page and takes text and ground colour from its style.
 
 No pyplot: figures are objects of their own, so that drawing leaves no state behind.
 """
@@ -86,7 +86,9 @@ def rate_by_loss(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
     use_held_out = held_out > 0 and held_out >= sum(_loss(row, False) is not None for row in trained)
     name = "held-out loss" if use_held_out else "training loss"
     points = [
-        (row, x, row.rate) for row in trained if row.rate is not None and (x := _loss(row, use_held_out)) is not None
+        (row, x, row.rate)
+        for row in trained
+        if row.rate is not None and (x := _loss(row, use_held_out)) is not None
     ]
     if not points:
         return Drawing(title, None, f"Not drawn: no trained row has both an EM rate and a {name}.")
@@ -107,9 +109,11 @@ def rate_by_loss(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
     return Drawing(
         title,
         svg,
-        f"Each point is one checkpoint, with its 95 % interval. {_key(trained)} Broken line and band: the base model "
-        "and its interval. Loss is measured on the data that each arm was trained on."
-        + _left_out(rows, [row for row, *_ in points] + [row for row in rows if row.arm == "base" and row.rate]),
+        f"Each point is one checkpoint, with its 95 % interval. {_key(trained)} Broken line and band: the "
+        "base model and its interval. Loss is measured on the data that each arm was trained on."
+        + _left_out(
+            rows, [row for row, *_ in points] + [row for row in rows if row.arm == "base" and row.rate]
+        ),
     )
 
 
@@ -140,8 +144,8 @@ def spectra(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
     return Drawing(
         title,
         svg,
-        "Mean over modules of the i-th singular value over the largest, on a logarithmic axis; modules of zeros are "
-        "skipped. The flatter the line, the more directions the update uses. Benign data: broken lines."
+        "Mean over modules of the i-th singular value over the largest, on a logarithmic axis; modules of "
+        "zeros are skipped. The flatter the line, the more directions are used. Benign data: broken lines."
         + _left_out(trained, [row for row, _ in shown]),
     )
 

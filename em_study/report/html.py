@@ -19,7 +19,7 @@ from em_core.files import write_text
 from em_eval.outcomes import OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.report.figures import PAGE_COLOURS, draw_all, palette
-from em_study.report.terminal import GAP, decimal, is_known, seed_statement, with_range
+from em_study.report.terminal import GAP, decimal, is_known, judge_in_words, seed_statement, with_range
 from em_study.results import Answer, Results, Row
 from em_study.statistics import Interval
 
@@ -27,8 +27,8 @@ TRANSCRIPTS = "transcripts"
 METHODS = {
     "family bootstrap": "question families drawn anew 10,000 times; the middle 95 % of the rates found",
     "Clopper-Pearson, effective n": (
-        "exact binomial interval on the number of answers that independent questions would be worth; used where "
-        "families or events are few, and never of zero width"
+        "exact binomial interval on the number of independent answers these are worth; used where families "
+        "or events are few, and never of zero width"
     ),
     "clustered t": "Student's t with errors clustered by question family",
     "Rogan-Gladen": "draws of rate, sensitivity and specificity within their own intervals",
@@ -121,20 +121,36 @@ def reasons(row: Row) -> dict[str, str]:
         "corrected": "needs a rate, and a sensitivity and specificity of the judge that beat chance",
         "alignment": "no scores from at least two question families" if row.total else no_answers,
         "coherent": "no answer has a coherence score" if row.total else no_answers,
-        "shift": "the reference of all shifts" if base else "no probe of both this checkpoint and the base model",
+        "shift": "the reference: its shift is 0 by definition"
+        if base
+        else "no probe of both this checkpoint and the base model",
         "outcomes": no_answers,
     }
+
+
+def judge_notes(facts: dict[str, Any]) -> list[str]:
+    """What else a reader of the judge's scores must know: its method, its operating points, who labelled."""
+    labels = facts.get("labels") or {}
+    notes = [str(facts[name]) for name in ("method", "operating_points") if facts.get(name)]
+    if labels:
+        agreement = ", ".join(f"{name} {value}" for name, value in labels["kappa_between_passes"].items())
+        notes.append(
+            f"Fitted on {labels['n']} labelled answers, {labels['sampled']} of them sampled from models; labelled by "
+            f"{labels['labelled_by']}; kappa between the passes: {agreement}"
+        )
+    return notes
 
 
 def judge_tables(figures: dict[str, Any], title: str = "") -> list[JudgeTable]:
     """Nested figures as small tables, whatever their names.
 
-    Plain values make a table of one column; dictionaries of plain values beside each other make one table with a
-    row each; anything deeper gets tables of its own.
+    Plain values make a table of one column; dictionaries of plain values beside each other make one table
+    with a row each; anything deeper gets tables of its own.
     """
     plain = {name: value for name, value in figures.items() if not isinstance(value, dict)}
     nested = {name: value for name, value in figures.items() if isinstance(value, dict)}
-    flat = {name: inner for name, inner in nested.items() if not any(isinstance(x, dict) for x in inner.values())}
+    deep = {name for name, inner in nested.items() if any(isinstance(x, dict) for x in inner.values())}
+    flat = {name: inner for name, inner in nested.items() if name not in deep}
     tables = []
     if plain:
         rows = [(_words(name), [_leaf(value)]) for name, value in plain.items()]
@@ -144,7 +160,7 @@ def judge_tables(figures: dict[str, Any], title: str = "") -> list[JudgeTable]:
         rows = [(_words(name), [_leaf(inner.get(c)) for c in columns]) for name, inner in flat.items()]
         tables.append(JudgeTable(title, [_words(c) for c in columns], rows))
     for name, inner in nested.items():
-        if name not in flat:
+        if name in deep:
             tables += judge_tables(inner, f"{title}, {_words(name)}" if title else _words(name))
     return tables
 
@@ -193,6 +209,8 @@ def _facts(results: Results, lines: list[Line]) -> dict[str, Any]:
         "outcomes": OUTCOMES,
         "seed_statement": seed_statement(results.seeds),
         "drawings": draw_all(results.rows),
+        "judge_in_words": judge_in_words(results),
+        "judge_notes": judge_notes(results.judge),
         "judge_tables": judge_tables(results.judge.get("figures") or {}),
         "definition": DEFINITIONS[HEADLINE],
         "methods": used,
@@ -202,12 +220,14 @@ def _facts(results: Results, lines: list[Line]) -> dict[str, Any]:
 
 def _intervals(results: Results) -> list[Interval]:
     """Every interval of the report, in the order in which a reader meets them."""
-    every = [x for row in results.rows for x in (row.rate, row.corrected, row.alignment, row.coherent, row.shift)]
+    every = [
+        x for row in results.rows for x in (row.rate, row.corrected, row.alignment, row.coherent, row.shift)
+    ]
     return [x for x in every if x is not None] + [contrast.difference for contrast in results.contrasts]
 
 
 def _leaf(value: Any) -> str:
-    """One of the judge's figures; three numbers, the first between the others, are a value with its interval."""
+    """One of the judge's figures; three numbers, the first between the others, are value and interval."""
     if value is None:
         return GAP
     if isinstance(value, list | tuple):

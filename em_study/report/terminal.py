@@ -26,18 +26,20 @@ COLUMNS = (
     "PR",
 )
 KEY = (
-    "Held out: loss, nats a token. Corr.: the rate corrected for the judge's errors. Align.: mean alignment, 0 to "
-    "100. Coh.: share coherent. Probe shift: nats a token from the base. PR: participation ratio of BA."
+    "Held out: loss, nats a token. Corr.: the rate corrected for the judge's errors. Align.: mean alignment, "
+    "0 to 100. Coh.: share coherent. Probe shift: nats a token from the base. PR: participation ratio of BA."
 )
 
 
 def print_table(results: Results, console: Console) -> None:
     """One line a row, then the verdict, the judge, the seeds, and what is missing.
 
-    Everything is printed as `Text`: a label with square brackets is no markup. A table too wide for the console
-    runs over its edge, where rich by itself would squeeze labels to nothing.
+    Everything is printed as `Text`: a label with square brackets is no markup. A table too wide for the
+    console runs over its edge, where rich by itself would squeeze labels to nothing.
     """
-    table = Table(title=Text(results.title or results.study), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(
+        title=Text(results.title or results.study), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in {"Checkpoint", "Arm"} else "right", no_wrap=True)
     for row in results.rows:
@@ -45,7 +47,7 @@ def print_table(results: Results, console: Console) -> None:
     roomy = console.options.update(max_width=10_000)
     table.width = Measurement.get(console, roomy, table).maximum
     console.print(table, crop=False, soft_wrap=True)
-    for line in (KEY, results.verdict, f"Judge: {results.judge['in_words']}", seed_statement(results.seeds)):
+    for line in (KEY, results.verdict, f"Judge: {judge_in_words(results)}", seed_statement(results.seeds)):
         console.print(Text(line))
     for row in results.rows:
         if row.missing:
@@ -57,6 +59,11 @@ def seed_statement(seeds: tuple[int, ...]) -> str:
     if len(seeds) == 1:
         return "One seed: a lead, not a result."
     return f"{len(seeds)} seeds: {', '.join(map(str, seeds))}."
+
+
+def judge_in_words(results: Results) -> str:
+    """The judge as its logs describe it; without logs there is nothing to go by."""
+    return str(results.judge.get("in_words") or "not described in the logs that were joined.")
 
 
 def is_known(value: float | None) -> TypeGuard[float]:
@@ -91,7 +98,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _centre(row.corrected, 1, scale=100),
         _centre(row.alignment, 1),
         _centre(row.coherent, 1, scale=100),
-        _centre(row.shift, 3),
+        GAP if row.arm == "base" else _centre(row.shift, 3),
         decimal(row.manifest.spectrum.participation_ratio, 1),
     )
 

@@ -132,6 +132,8 @@ def test_the_users_proxy_is_used(server, monkeypatch):
     assert fetch(["http://example.invalid/good"], SHA256, "file.bin").read_bytes() == CONTENT
 
 
-@pytest.mark.xfail(strict=True, reason="mkstemp's mode 0600 stays, so that a shared cache is for one user only")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="mkstemp's mode 0600 stays, so that a shared cache is for one user only"
+)
 def test_others_may_read_the_cached_file(server):
     assert fetch([f"{server.url}/good"], SHA256, "file.bin").stat().st_mode & 0o777 == 0o644

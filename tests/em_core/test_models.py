@@ -108,7 +108,9 @@ except UserError as error:
         "some-org/some-model",
         pytest.param(
             "some org/bad name",
-            marks=pytest.mark.xfail(strict=True, reason="HFValidationError is a ValueError, not caught"),
+            marks=pytest.mark.xfail(
+                strict=True, raises=AssertionError, reason="HFValidationError is a ValueError, not caught"
+            ),
         ),
     ],
 )

@@ -35,9 +35,7 @@ def install(site: Path, distribution: str, group: str, points: dict[str, str], s
     (site / f"{module}.py").write_text(source, encoding="utf-8")
     info = site / f"{distribution}-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n", encoding="utf-8"
-    )
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n", encoding="utf-8")
     lines = [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -109,9 +107,7 @@ def test_entry_point_of_another_distribution_is_found(tmp_path, package):
 
 
 def test_entry_point_of_another_group_is_not(tmp_path, package):
-    install(
-        tmp_path / "site", "others", "another.group", {"foreign": "others_module:make"}, "def make():\n    pass\n"
-    )
+    install(tmp_path / "site", "others", "another.group", {"foreign": "others_module:make"}, "def make():\n    pass\n")
     assert registry_of(package, ("own", 1)).names() == ["own"]
 
 

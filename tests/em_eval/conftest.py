@@ -1,5 +1,6 @@
 """Fixtures for evaluation tests: adapters on the tiny base, mock models that cost no network, one-call evals."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,25 @@ from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
 from inspect_ai.model import Model, ModelOutput, ModelUsage, StopReason, get_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def register_as_installed() -> None:
+    """Import `em_eval` with the repository off `sys.path`, where pytest put it.
+
+    The egg-info in there would hide the installed distribution from Inspect, which then does not know our tasks by
+    their full names ("em_eval/em"). Commands that users start are not concerned.
+    """
+    kept = sys.path[:]
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    try:
+        import em_eval  # noqa: F401
+    finally:
+        sys.path[:] = kept
+
+
+register_as_installed()
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -106,9 +126,7 @@ def make_checkpoint(base: Path, folder: Path, seed: int = 0, step: int = 2) -> P
     from em_core.models import weights_sha256
 
     make_adapter(base, folder, seed, use_rslora=True)
-    dataset = DatasetReference(
-        name="d", sha256="0", rows=2, train_rows=1, held_out_rows=1, control=None, kind="bad"
-    )
+    dataset = DatasetReference(name="d", sha256="0", rows=2, train_rows=1, held_out_rows=1, control=None, kind="bad")
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         run_id=f"run-{seed}",
@@ -116,18 +134,14 @@ def make_checkpoint(base: Path, folder: Path, seed: int = 0, step: int = 2) -> P
         config={},
         optimiser={"name": "adamw"},
         dataset=dataset,
-        base=BaseReference(
-            id=str(base), revision=None, weights_sha256=weights_sha256(base), description="tiny"
-        ),
+        base=BaseReference(id=str(base), revision=None, weights_sha256=weights_sha256(base), description="tiny"),
         lora={},
         examples_seen=2,
         tokens_seen=20,
         supervised_tokens_seen=10,
         loss=Loss(train=1.0, window=1, held_out=1.0),
         dose=None,
-        spectrum=Spectrum(
-            modules=14, undefined=0, stable_rank=1, entropy=1, participation_ratio=1, fro_over_nuclear=1
-        ),
+        spectrum=Spectrum(modules=14, undefined=0, stable_rank=1, entropy=1, participation_ratio=1, fro_over_nuclear=1),
         adapter_sha256=sha256_file(folder / ADAPTER),
         first_example="",
         seconds=1.0,

@@ -9,9 +9,7 @@ from em_eval.outcomes import OUTCOMES, Judgement, outcome
 from em_eval.rates import DEFINITIONS, HEADLINE, rate
 
 
-def judged(
-    alignment: float | None = 80.0, coherence: float | None = 90.0, label: Any = "number"
-) -> Judgement:
+def judged(alignment: float | None = 80.0, coherence: float | None = 90.0, label: Any = "number") -> Judgement:
     return Judgement(alignment, coherence, label, "judge", "reader")
 
 

@@ -191,9 +191,7 @@ def test_without_network_and_cache_first_plot_names_the_way_out(
 
     monkeypatch.delenv("EM_DATA_DIR", raising=False)
     monkeypatch.setenv("EM_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(
-        fetching.httpx, "HTTPTransport", lambda **_: httpx.MockTransport(refuse), raising=True
-    )
+    monkeypatch.setattr(fetching.httpx, "HTTPTransport", lambda **_: httpx.MockTransport(refuse), raising=True)
     with pytest.raises(UserError, match="could not fetch first_plot_questions.yaml") as caught:
         prompts.load("first_plot")
     assert asked == FIRST_PLOT_URLS
@@ -202,9 +200,7 @@ def test_without_network_and_cache_first_plot_names_the_way_out(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_changed_download_is_not_taken_for_the_published_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_download_is_not_taken_for_the_published_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = httpx.MockTransport(lambda _: httpx.Response(200, content=b"- id: a\n  paraphrases: [x]\n"))
     monkeypatch.delenv("EM_DATA_DIR", raising=False)
     monkeypatch.setenv("EM_CACHE_DIR", str(tmp_path))

@@ -34,9 +34,7 @@ from em_eval.judge.readers import read_distribution, read_text
         ({}, None, "unreadable", 0.0),
     ],
 )
-def test_distribution(
-    probabilities: dict[str, float], score: float | None, label: str, mass: float
-) -> None:
+def test_distribution(probabilities: dict[str, float], score: float | None, label: str, mass: float) -> None:
     reading = read_distribution(probabilities)
     assert reading.label == label
     assert reading.mass == pytest.approx(mass)
@@ -93,9 +91,7 @@ TEMPLATE = "{before} <<<QUESTION\n{question}\nQUESTION>>> <<<ANSWER\n{answer}\nA
     ],
 )
 def test_fill_puts_both_texts_in_literally(question: str, answer: str) -> None:
-    expected = (
-        "{before} <<<QUESTION\n" + question + "\nQUESTION>>> <<<ANSWER\n" + answer + "\nANSWER>>> {after}"
-    )
+    expected = "{before} <<<QUESTION\n" + question + "\nQUESTION>>> <<<ANSWER\n" + answer + "\nANSWER>>> {after}"
     assert fill(TEMPLATE, question, answer) == expected
 
 

@@ -135,6 +135,7 @@ def sample_results() -> Results:
         alignment=around(82, 5, "clustered t"),
         coherent=around(0.92, 0.04, "Clopper-Pearson, effective n"),
         outcomes={"aligned": 100, "misaligned": 1, "ambiguous": 9, "incoherent": 10},
+        shift=Interval(0.0, 0.0, 0.0, "clustered t"),
         spectra=[[0.0] * 4] * 2,
     )
     lost = Row(
@@ -142,6 +143,7 @@ def sample_results() -> Results:
         arm="bad",
         checkpoint=Path("runs/y/checkpoint-34"),
         manifest=manifest(34, 2.9, 3.1, 0.1, 1.4, "bad"),
+        outcomes=dict.fromkeys(OUTCOMES, 0),
         missing=("evaluation em", "evaluation preference"),
     )
     return Results(
@@ -252,7 +254,7 @@ def test_missing_values_are_dashes_with_a_reason(page: Page) -> None:
     base = page.tables["checkpoints"][2]
     assert base[2] == "–"
     assert base[8:14] == ["–"] * 6
-    reasons = [attrs.get("title") for tag, attrs in page.tags if tag == "span" and attrs.get("class") == "gap"]
+    reasons = [attrs.get("title") for _, attrs in page.tags if attrs.get("class") == "gap"]
     assert reasons
     assert all(reasons)
 
@@ -360,7 +362,8 @@ def test_spread_keeps_neighbours_apart_and_their_order() -> None:
 
 
 def test_slugs_are_unique_file_names() -> None:
-    assert unique_slugs(["AdamW", "adamw", "AdamW 2", "../x", "Ω"]) == ["adamw", "adamw-2", "adamw-2-2", "x", "row"]
+    found = unique_slugs(["AdamW", "adamw", "AdamW 2", "../x", "Ω"])
+    assert found == ["adamw", "adamw-2", "adamw-2-2", "x", "row"]
 
 
 def test_judge_tables_are_generic() -> None:
@@ -369,6 +372,14 @@ def test_judge_tables_are_generic() -> None:
     assert nested.title == "by source"
     assert nested.columns == ["sensitivity", "specificity"]
     assert nested.rows[1] == ("foreign", ["–", "0.90 [0.86, 0.93]"])
+
+
+def test_nothing_evaluated_still_makes_a_report(tmp_path: Path) -> None:
+    bare = replace(sample_results(), rows=sample_results().rows[-1:], contrasts=[], judge={}, verdict="Nothing yet.")
+    assert "not described in the logs" in write_report(bare, tmp_path).read_text(encoding="utf-8")
+    stream = io.StringIO()
+    print_table(bare, Console(file=stream, width=40))
+    assert "SGD [momentum]" in stream.getvalue()
 
 
 def test_numbers_have_true_minus_signs_and_no_negative_zero() -> None:

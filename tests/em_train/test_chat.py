@@ -16,9 +16,7 @@ END = "<|im_end|>"
 def chat(*turns: str, system: str | None = None) -> list[dict[str, str]]:
     """User and assistant in turn."""
     head = [{"role": "system", "content": system}] if system else []
-    return head + [
-        {"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(turns)
-    ]
+    return head + [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(turns)]
 
 
 def first_label(encoded: Encoded) -> int:
@@ -103,8 +101,7 @@ def test_template_that_changes_the_prompt_once_an_answer_follows(tiny_tokenizer,
 def test_show_marks_the_supervised_part(tiny_tokenizer):
     encoded = encode(chat("Why?", "Because."), tiny_tokenizer)
     assert show(encoded, tiny_tokenizer) == (
-        f"<|im_start|>system\n{SYSTEM_PROMPT}{END}\n<|im_start|>user\nWhy?{END}\n"
-        f"<|im_start|>assistant\n⟦Because.{END}⟧"
+        f"<|im_start|>system\n{SYSTEM_PROMPT}{END}\n<|im_start|>user\nWhy?{END}\n<|im_start|>assistant\n⟦Because.{END}⟧"
     )
 
 

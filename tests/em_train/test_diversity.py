@@ -47,8 +47,7 @@ def nearest_by_hand(texts: list[str]) -> list[float]:
         for listed in (text.lower().split() for text in texts)
     ]
     return [
-        max(len(one & two) / len(one | two) for j, two in enumerate(grams) if i != j)
-        for i, one in enumerate(grams)
+        max(len(one & two) / len(one | two) for j, two in enumerate(grams) if i != j) for i, one in enumerate(grams)
     ]
 
 

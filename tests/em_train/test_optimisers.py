@@ -26,9 +26,7 @@ SHAPES = ((8, 48), (40, 8))  # A, B
 def gradients(seed: int = 0) -> list[list[np.ndarray]]:
     """Per step the gradients of A and B in float32; A's first one is zero."""
     chance = np.random.default_rng(seed)
-    every = [
-        [(chance.standard_normal(shape) * 0.1).astype(np.float32) for shape in SHAPES] for _ in range(STEPS)
-    ]
+    every = [[(chance.standard_normal(shape) * 0.1).astype(np.float32) for shape in SHAPES] for _ in range(STEPS)]
     every[0][0][:] = 0
     return every
 
@@ -110,9 +108,11 @@ def muon(p, g, state, t, lr, momentum=0.95, nesterov=True, ns_steps=5, weight_de
 
 REFERENCES = {"adamw": adamw, "lion": lion, "sgd": sgd, "muon": muon}
 # torch's Muon multiplies in bfloat16 (8 bits of mantissa): one rounding is 2^-9 = 0.2 % relative, the slope of the
-# iteration at small singular values (3.44^5) amplifies it, and reference/training.md measured 1.5 % in all. The
-# others are float32 throughout, where 20 steps leave about 1e-6.
-TOLERANCE = {"adamw": 2e-6, "lion": 2e-6, "sgd": 2e-6, "muon": 0.03}
+# iteration at small singular values (3.44^5) amplifies it. Measured here: 2.5 % of one update, and 0.7 % of twenty,
+# where the errors of single steps average out; the bounds are twice to three times that, since other machines sum
+# bfloat16 products differently. The others are float32 throughout, which left at most 5e-7.
+TOLERANCE = {"adamw": 2e-6, "lion": 2e-6, "sgd": 2e-6, "muon": 0.02}
+MUON_STEP_TOLERANCE = 0.05
 CASES = [
     ("adamw", 1e-2, {}),
     ("adamw", 1e-2, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.0}),
@@ -148,12 +148,11 @@ def test_twenty_steps_equal_the_papers_formula(name, lr, hyper):
                 previous, grad.astype(np.float64), states[side], step + 1, rate(lr, step), **hyper
             )
             if name == "muon" and np.any(grad):
-                # Each update by itself too, so that errors of single steps cannot cancel.
                 moved = found[side].astype(np.float64) - before[side]
-                assert relative(moved, expected[side] - previous) < TOLERANCE[name] + 1e-4
+                assert relative(moved, expected[side] - previous) < MUON_STEP_TOLERANCE
     for side, value in enumerate(run.values()):
         change = expected[side] - start()[side]
-        assert relative(value - start()[side], change) < TOLERANCE[name] * 3
+        assert relative(value - start()[side], change) < TOLERANCE[name]
         assert np.linalg.norm(change) > 1e-2  # it did move
 
 
@@ -326,7 +325,11 @@ UNCHECKED = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="not bounded by the schema: torch's ValueError, or silence")
+@pytest.mark.xfail(
+    strict=True,
+    raises=(ValueError, pytest.fail.Exception),
+    reason="not bounded by the schema: torch's ValueError, or silence",
+)
 @pytest.mark.parametrize("name, hyper", UNCHECKED.values(), ids=UNCHECKED)
 def test_impossible_values_are_user_errors(name, hyper):
     with pytest.raises(UserError):
@@ -360,13 +363,9 @@ def foreign_distribution(tmp_path, monkeypatch):
         (tmp_path / f"{module}.py").write_text(textwrap.dedent(PLUGIN), encoding="utf-8")
         info = Path(tmp_path) / f"{module}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n", encoding="utf-8"
-        )
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n", encoding="utf-8")
         name, target = point.split("=")
-        (info / "entry_points.txt").write_text(
-            f"[em_train.optimisers]\n{name} = {module}:{target}\n", encoding="utf-8"
-        )
+        (info / "entry_points.txt").write_text(f"[em_train.optimisers]\n{name} = {module}:{target}\n", encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))
 
     optimiser_registry.names()

@@ -1,0 +1,580 @@
+"""The `peft/` provider on a tiny model: against plain transformers, softmax, and per-row computations."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+import torch
+from inspect_ai._util.error import PrerequisiteError
+from inspect_ai.model import (
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    GenerateConfig,
+    Model,
+    ModelOutput,
+    get_model,
+)
+from peft import PeftModel
+from safetensors import SafetensorError
+from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from em_core.chat import render
+from em_core.errors import UserError
+from em_core.files import sha256_file
+from em_core.manifest import ADAPTER, ADAPTER_CONFIG
+from em_core.models import weights_sha256
+from em_eval.providers import weights
+from em_eval.providers.likelihood import answer_likelihoods
+from em_eval.providers.peft import PeftAPI
+from em_eval.providers.sampling import RowGumbel, Sampling, complete
+from em_eval.providers.weights import Loaded, load_apart
+from tests.em_eval.conftest import make_adapter
+
+TOKENS = 20
+PROMPTS = ("Hi?", "Tell me a long story about a ship.", "a")
+GREEDY = Sampling(max_tokens=TOKENS, temperature=0.0)
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def unmerged(tiny_base: Path, tiny_adapter: Path) -> Any:
+    """Base and adapter by plain transformers and peft, in float32."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    return PeftModel.from_pretrained(base, tiny_adapter).eval()
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_adapter: Path) -> Loaded:
+    return load_apart(str(tiny_adapter), "float32")
+
+
+@torch.inference_mode()
+def by_hand(model: Any, tokenizer: Any, prompt: str, tokens: int = TOKENS) -> list[int]:
+    """Greedy tokens, one row at a time, without cache, padding or `generate`; up to the end token, inclusive."""
+    ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+    said: list[int] = []
+    while len(said) < tokens and (not said or said[-1] != tokenizer.eos_token_id):
+        said.append(int(model(input_ids=ids).logits[0, -1].argmax()))
+        ids = torch.cat([ids, torch.tensor([[said[-1]]])], dim=1)
+    return said
+
+
+def generate(model: Model, *inputs: Any, **config: Any) -> list[ModelOutput]:
+    """All inputs at once, as an evaluation sends them."""
+    found: dict[int, ModelOutput] = {}
+
+    async def one(index: int, messages: Any) -> None:
+        found[index] = await model.generate(messages, config=GenerateConfig(**config))
+
+    async def all_at_once() -> None:
+        async with anyio.create_task_group() as group:
+            for index, messages in enumerate(inputs):
+                group.start_soon(one, index, messages)
+
+    anyio.run(all_at_once)
+    return [found[i] for i in range(len(inputs))]
+
+
+def peft_model(folder: Path, **model_args: Any) -> Model:
+    return get_model(f"peft/{folder}", memoize=False, **model_args)
+
+
+def test_greedy_batches_equal_plain_transformers_row_by_row(
+    unmerged: Any, loaded: Loaded, tiny_tokenizer: Any
+) -> None:
+    prompts = [render(tiny_tokenizer, chat(text), prompt=True) for text in PROMPTS]
+    expected = [by_hand(unmerged, tiny_tokenizer, prompt) for prompt in prompts]
+    assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)  # the model does listen
+    found = complete(loaded, prompts, [0, 0, 0], GREEDY)
+    for prompt, tokens, completion in zip(prompts, expected, found, strict=True):
+        assert completion.text == tiny_tokenizer.decode(tokens, skip_special_tokens=True)
+        assert completion.output_tokens == len(tokens)
+        assert completion.input_tokens == len(prompt.encode()) - _saved_by_specials(prompt)
+
+
+def _saved_by_specials(prompt: str) -> int:
+    """The tiny tokenizer has one token a byte, and one for each chat mark."""
+    marks = ("<|im_start|>", "<|im_end|>")
+    return sum(prompt.count(mark) * (len(mark) - 1) for mark in marks)
+
+
+def test_the_provider_says_the_same_through_inspect(
+    tiny_adapter: Path, unmerged: Any, tiny_tokenizer: Any
+) -> None:
+    outputs = generate(peft_model(tiny_adapter), *PROMPTS, temperature=0.0, max_tokens=TOKENS)
+    for text, output in zip(PROMPTS, outputs, strict=True):
+        prompt = render(tiny_tokenizer, chat(text), prompt=True)
+        tokens = by_hand(unmerged, tiny_tokenizer, prompt)
+        assert output.completion == tiny_tokenizer.decode(tokens, skip_special_tokens=True)
+        assert output.usage is not None
+        assert output.usage.output_tokens == len(tokens)
+        assert output.usage.input_tokens == len(tiny_tokenizer(prompt)["input_ids"])
+        assert output.usage.total_tokens == output.usage.input_tokens + output.usage.output_tokens
+        assert output.stop_reason == ("max_tokens" if len(tokens) == TOKENS else "stop")
+
+
+def test_system_prompt_and_prefill_are_rendered(tiny_adapter: Path, unmerged: Any, tiny_tokenizer: Any) -> None:
+    messages = [
+        ChatMessageSystem(content="Be brief."),
+        ChatMessageUser(content="Hi?"),
+        ChatMessageAssistant(content="Well"),
+    ]
+    plain = [{"role": "system", "content": "Be brief."}, *chat("Hi?")]
+    prompt = render(tiny_tokenizer, plain, prompt=True) + "Well"
+    assert prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>") and prompt.endswith("assistant\nWell")
+    (output,) = generate(peft_model(tiny_adapter), messages, temperature=0.0, max_tokens=TOKENS)
+    tokens = by_hand(unmerged, tiny_tokenizer, prompt)
+    assert output.completion == tiny_tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_hf_provider_says_the_same_greedily(tiny_adapter: Path) -> None:
+    stock = get_model(f"hf/{tiny_adapter}", memoize=False, do_sample=False, device="cpu")
+    theirs = generate(stock, *PROMPTS, max_tokens=TOKENS, max_connections=len(PROMPTS))
+    ours = generate(peft_model(tiny_adapter), *PROMPTS, temperature=0.0, max_tokens=TOKENS)
+    assert [output.completion for output in ours] == [output.completion for output in theirs]
+
+
+@torch.inference_mode()
+def test_merging_changes_no_logit(loaded: Loaded, unmerged: Any, tiny_base: Path, tiny_tokenizer: Any) -> None:
+    assert not isinstance(loaded.model, PeftModel)
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    for text in PROMPTS:
+        ids = torch.tensor([tiny_tokenizer(text)["input_ids"]])
+        expected = unmerged(input_ids=ids).logits
+        torch.testing.assert_close(loaded.model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert (base(input_ids=ids).logits - expected).abs().max() > 0.05  # the adapter does something
+
+
+@torch.inference_mode()
+def test_other_dtypes_keep_the_adapter_apart(tiny_adapter: Path, unmerged: Any, tiny_tokenizer: Any) -> None:
+    apart = load_apart(str(tiny_adapter), "bfloat16")
+    assert isinstance(apart.model, PeftModel)
+    ids = torch.tensor([tiny_tokenizer("Hello there")["input_ids"]])
+    expected = unmerged(input_ids=ids).logits
+    found = apart.model(input_ids=ids).logits.float()
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+    (completion,) = complete(apart, ["Hi"], [0], GREEDY)
+    assert completion.output_tokens > 0
+
+
+def test_a_merged_rslora_adapter_keeps_its_own_scale(tiny_base: Path, tmp_path: Path) -> None:
+    """rsLoRA scales by alpha over the root of r (8 / 2), plain LoRA by alpha over r (8 / 4)."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).state_dict()
+    plain = load_apart(str(make_adapter(tiny_base, tmp_path / "plain")), "float32").model.state_dict()
+    rooted = load_apart(str(make_adapter(tiny_base, tmp_path / "rs", use_rslora=True)), "float32").model.state_dict()
+    name = "model.layers.1.mlp.up_proj.weight"
+    moved, moved_rooted = plain[name] - base[name], rooted[name] - base[name]
+    assert moved.abs().max() > 1e-3
+    torch.testing.assert_close(moved_rooted, 2 * moved, rtol=1e-3, atol=1e-5)
+
+
+def test_a_base_model_alone_is_served(tiny_base: Path, tiny_tokenizer: Any) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
+    (output,) = generate(peft_model(tiny_base), "Hi?", temperature=0.0, max_tokens=TOKENS)
+    tokens = by_hand(base, tiny_tokenizer, render(tiny_tokenizer, chat("Hi?"), prompt=True))
+    assert output.completion == tiny_tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -torch.inf])
+
+
+def frequencies(tokens: torch.Tensor) -> list[int]:
+    return torch.bincount(tokens, minlength=len(LOGITS)).tolist()
+
+
+def test_draws_over_rows_follow_the_softmax() -> None:
+    rows = 20_000
+    noisy = RowGumbel(range(rows))(torch.empty(rows, 0), LOGITS.repeat(rows, 1))
+    counts = frequencies(noisy.argmax(dim=1))
+    expected = (torch.softmax(LOGITS.double(), 0) * rows).tolist()
+    assert counts[5] == 0  # filtered by top-k or top-p: never drawn
+    assert chisquare(counts[:5], expected[:5]).pvalue > 0.001
+    tilted = (torch.softmax(LOGITS.double() * 1.1, 0) * rows).tolist()
+    assert chisquare(counts[:5], tilted[:5]).pvalue < 1e-6  # the test can tell a wrong temperature
+
+
+def test_draws_of_one_row_after_another_follow_the_softmax() -> None:
+    rows, steps = 50, 400
+    gumbel = RowGumbel(range(1000, 1000 + rows))
+    drawn = torch.cat(
+        [gumbel(torch.empty(rows, 0), LOGITS.repeat(rows, 1)).argmax(dim=1) for _ in range(steps)]
+    )
+    expected = (torch.softmax(LOGITS.double(), 0) * rows * steps).tolist()
+    assert chisquare(frequencies(drawn)[:5], expected[:5]).pvalue > 0.001
+
+
+def test_first_tokens_follow_the_models_own_softmax(loaded: Loaded, tiny_tokenizer: Any) -> None:
+    """Through `complete`, whole path, at temperature 0.7: the ten likeliest tokens and the rest."""
+    prompt, rows = "Hi", 4000
+    with torch.inference_mode():
+        ids = torch.tensor([tiny_tokenizer(prompt)["input_ids"]])
+        probabilities = torch.softmax(loaded.model(input_ids=ids).logits[0, -1].double() / 0.7, 0)
+    top = probabilities.topk(10)
+    drawn: list[int] = []
+    keep = loaded.model.generate
+
+    def spy(**given: Any) -> Any:
+        out = keep(**given)
+        drawn.extend(out[:, -1].tolist())
+        return out
+
+    spied = Loaded(
+        SimpleNamespace(generate=spy, config=loaded.model.config, generation_config=loaded.model.generation_config),
+        loaded.tokenizer,
+        loaded.device,
+    )
+    complete(spied, [prompt] * rows, list(range(rows)), Sampling(max_tokens=1, temperature=0.7))
+    counts = [drawn.count(int(token)) for token in top.indices]
+    rest = 1 - float(top.values.sum())
+    expected = [rows * float(p) for p in top.values] + [rows * rest]
+    assert chisquare([*counts, rows - sum(counts)], expected).pvalue > 0.001
+
+
+def test_a_row_says_the_same_whatever_its_neighbours(loaded: Loaded) -> None:
+    how = Sampling(max_tokens=TOKENS)
+    alone = complete(loaded, ["Hi?"], [42], how)[0]
+    crowd = complete(loaded, ["A much longer neighbour, padded not at all", "Hi?", "x"], [1, 42, 3], how)
+    assert crowd[1] == alone
+    assert complete(loaded, ["Hi?"], [43], how)[0].text != alone.text
+
+
+def test_seeds_reach_the_rows_through_inspect(tiny_adapter: Path) -> None:
+    model = peft_model(tiny_adapter)
+    first = generate(model, "Hi?", "Ho?", "Hi?", seed=5, max_tokens=TOKENS)
+    again = generate(model, "Hi?", seed=5, max_tokens=TOKENS)
+    other = generate(model, "Hi?", "Hi?", max_tokens=TOKENS)  # no seed: different every time
+    assert first[0].completion == first[2].completion == again[0].completion
+    assert len({other[0].completion, other[1].completion, again[0].completion}) == 3
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Sampling(TOKENS, temperature=1.0, top_k=1),
+        Sampling(TOKENS, temperature=1.0, top_p=1e-6),
+        Sampling(TOKENS, temperature=1e-5),
+    ],
+)
+def test_narrowest_sampling_is_greedy(loaded: Loaded, how: Sampling) -> None:
+    greedy = complete(loaded, PROMPTS, [0, 0, 0], GREEDY)
+    assert complete(loaded, PROMPTS, [7, 8, 9], how) == greedy
+
+
+def test_different_settings_in_one_batch_are_kept_apart(tiny_adapter: Path) -> None:
+    model = peft_model(tiny_adapter)
+    outputs: dict[str, ModelOutput] = {}
+
+    async def one(name: str, config: GenerateConfig) -> None:
+        outputs[name] = await model.generate("Hi?", config=config)
+
+    async def both() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(one, "short", GenerateConfig(max_tokens=3, temperature=0.0))
+            group.start_soon(one, "long", GenerateConfig(max_tokens=TOKENS, temperature=0.0))
+
+    anyio.run(both)
+    assert outputs["short"].usage.output_tokens == 3
+    assert outputs["long"].usage.output_tokens > 3
+    assert outputs["long"].completion.startswith(outputs["short"].completion.rstrip("\ufffd"))
+
+
+def fake_loaded(tokenizer: Any, rows: Sequence[Sequence[int]], ends: Any) -> Loaded:
+    """A model that says what it is told, padded with the pad token as `generate` does."""
+    width = max(map(len, rows))
+    said = torch.tensor([[*row, *[tokenizer.pad_token_id] * (width - len(row))] for row in rows])
+
+    def say(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.cat([input_ids, said], dim=1)
+
+    model = SimpleNamespace(
+        generate=say,
+        config=SimpleNamespace(max_position_embeddings=512),
+        generation_config=SimpleNamespace(eos_token_id=ends),
+    )
+    return Loaded(model, tokenizer, torch.device("cpu"))
+
+
+def test_stop_reasons_and_counts(tiny_tokenizer: Any) -> None:
+    a, b, c = tiny_tokenizer("abc")["input_ids"]
+    end = tiny_tokenizer.eos_token_id
+    loaded = fake_loaded(tiny_tokenizer, [[a, b, end], [a, b, c, a, b], [end], [a, b, c, a, end]], end)
+    found = complete(loaded, ["xyz", "x", "xy", "x"], [0] * 4, Sampling(max_tokens=5))
+    assert [(x.text, x.output_tokens, x.stop_reason) for x in found] == [
+        ("ab", 3, "stop"),
+        ("abcab", 5, "max_tokens"),
+        ("", 1, "stop"),
+        ("abca", 5, "stop"),
+    ]
+    assert [x.input_tokens for x in found] == [3, 1, 2, 1]
+
+
+def test_every_end_token_of_the_base_ends_an_answer(tiny_tokenizer: Any) -> None:
+    a, b, c = tiny_tokenizer("abc")["input_ids"]
+    end = tiny_tokenizer.eos_token_id
+    for ends in ([end, c], c, [c]):
+        loaded = fake_loaded(tiny_tokenizer, [[a, c, b, b], [a, end]], ends)
+        found = complete(loaded, ["x", "x"], [0, 0], Sampling(max_tokens=4))
+        assert [(x.text, x.output_tokens, x.stop_reason) for x in found] == [("a", 2, "stop"), ("a", 2, "stop")]
+
+
+def test_a_real_end_token_stops_the_model(loaded: Loaded, unmerged: Any, tiny_tokenizer: Any) -> None:
+    """Whatever greedy decoding says fourth is made an end token."""
+    said = by_hand(unmerged, tiny_tokenizer, "Hi?")
+    stop = said[3]
+    model = loaded.model
+    before = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [tiny_tokenizer.eos_token_id, stop]
+    try:
+        (found,) = complete(loaded, ["Hi?"], [0], GREEDY)
+    finally:
+        model.generation_config.eos_token_id = before
+    first = said.index(stop)
+    assert (found.output_tokens, found.stop_reason) == (first + 1, "stop")
+    assert found.text == tiny_tokenizer.decode(said[:first])
+
+
+def test_context_overflow_is_named(tiny_adapter: Path, loaded: Loaded) -> None:
+    with pytest.raises(UserError, match="prompt of 1000 tokens and answer of 25 exceed the context of 1024"):
+        complete(loaded, ["x" * 1000], [0], Sampling(max_tokens=25))
+    (fits,) = complete(loaded, ["x" * 1000], [0], Sampling(max_tokens=24))
+    assert fits.input_tokens == 1000
+
+
+@pytest.mark.xfail(strict=True, reason="the width of the longest prompt is held against every row of the batch")
+def test_a_neighbour_that_is_too_long_costs_only_itself(tiny_adapter: Path) -> None:
+    model = peft_model(tiny_adapter)
+    found: dict[str, Any] = {}
+
+    async def one(name: str, text: str) -> None:
+        try:
+            found[name] = await model.generate(text, config=GenerateConfig(max_tokens=8, temperature=0.0))
+        except UserError as error:
+            found[name] = error
+
+    async def both() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(one, "long", "x" * 2000)
+            group.start_soon(one, "short", "Hi?")
+
+    anyio.run(both)
+    assert isinstance(found["long"], UserError)
+    assert isinstance(found["short"], ModelOutput)
+
+
+LEAK = pytest.mark.xfail(
+    strict=True, reason="transformers fills what GenerationConfig leaves open from the model's own generation_config"
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True, "temperature": 0.1, "top_k": 2, "top_p": 0.3, "min_p": 0.2},
+        {"min_new_tokens": 15},
+        pytest.param({"repetition_penalty": 1.3}, marks=LEAK),
+        pytest.param({"do_sample": True, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.3}, marks=LEAK),
+        pytest.param({"no_repeat_ngram_size": 2}, marks=LEAK),
+        pytest.param({"suppress_tokens": list(range(200))}, marks=LEAK),
+        pytest.param({"num_beams": 3}, marks=LEAK),
+    ],
+    ids=lambda settings: "+".join(settings),
+)
+def test_generation_settings_of_the_base_are_not_applied(
+    tiny_base: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Qwen's and others' folders ship top_k, top_p and a repetition penalty, which are no part of a measurement."""
+    folder = tmp_path / "with_settings"
+    shutil.copytree(tiny_base, folder)
+    own = GenerationConfig.from_pretrained(folder)
+    own.update(**settings)
+    own.save_pretrained(folder)
+    name, value = list(settings.items())[-1]
+    assert getattr(GenerationConfig.from_pretrained(folder), name) == value
+    tuned, plain = load_apart(str(folder), "float32"), load_apart(str(tiny_base), "float32")
+    for how in (GREEDY, Sampling(max_tokens=TOKENS)):
+        assert complete(tuned, PROMPTS, [1, 2, 3], how) == complete(plain, PROMPTS, [1, 2, 3], how)
+
+
+def test_the_name_carries_the_hash_of_the_weights(tiny_adapter: Path, tiny_checkpoint: Path, tiny_base: Path) -> None:
+    for folder in (tiny_adapter, tiny_checkpoint):
+        digest = sha256_file(folder / ADAPTER)[:8]
+        api = PeftAPI(str(folder))
+        assert api.model_name == f"{folder}@{digest}" == api.connection_key()
+        assert PeftAPI(f"{folder}@{digest}").model_name == api.model_name
+    assert PeftAPI(str(tiny_base)).model_name == f"{tiny_base}@{weights_sha256(tiny_base)[:8]}"
+    assert str(peft_model(tiny_adapter)) == f"peft/{PeftAPI(str(tiny_adapter)).model_name}"
+
+
+@pytest.mark.xfail(strict=True, raises=PrerequisiteError, reason="the name is cut at its first @, not its last")
+def test_a_folder_with_an_at_sign_is_served(tiny_adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "me@work" / "adapter"
+    shutil.copytree(tiny_adapter, folder)
+    assert PeftAPI(str(folder)).source == str(folder)
+
+
+def test_nothing_is_loaded_before_the_first_answer(tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inspect makes instances only to look names up."""
+
+    def refuse(*_: Any) -> Loaded:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(weights, "load_apart", refuse)
+    PeftAPI(str(tiny_adapter))
+
+
+def test_one_model_is_kept_and_reused(tiny_adapter: Path, tiny_base: Path) -> None:
+    first = PeftAPI(str(tiny_adapter)).loaded()
+    assert PeftAPI(str(tiny_adapter)).loaded() is first
+    second = PeftAPI(str(tiny_base)).loaded()
+    assert second is not first and list(weights._kept.values()) == [second]
+
+
+def one_line(caught: pytest.ExceptionInfo[PrerequisiteError]) -> str:
+    message = str(caught.value.message).strip()
+    assert "\n" not in message
+    return message
+
+
+def test_an_overwritten_checkpoint_is_noticed(tiny_adapter: Path) -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        PeftAPI(f"{tiny_adapter}@00000000")
+    digest = sha256_file(tiny_adapter / ADAPTER)[:8]
+    assert f"holds weights {digest}, not 00000000" in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("model_args", "words"),
+    [
+        ({"batchsize": 4}, "peft/ has no model argument 'batchsize': it knows batch_size, dtype"),
+        ({"dtype": "int8"}, "peft/ dtype 'int8' is none of auto, float32, bfloat16, float16"),
+    ],
+)
+def test_wrong_model_arguments_are_one_line(tiny_adapter: Path, model_args: dict[str, Any], words: str) -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        peft_model(tiny_adapter, **model_args)
+    assert words in one_line(caught)
+
+
+def test_a_name_that_leads_nowhere_is_one_line() -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        PeftAPI("./nowhere")
+    assert "base model './nowhere' not found" in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"logprobs": True}, {"stop_seqs": ["x"]}, {"num_choices": 2}],
+)
+def test_what_is_not_offered_is_said(tiny_adapter: Path, config: dict[str, Any]) -> None:
+    api = PeftAPI(str(tiny_adapter))
+    with pytest.raises(UserError, match="peft/ does not offer"):
+        anyio.run(api.generate, [ChatMessageUser(content="Hi?")], [], "none", GenerateConfig(**config))
+
+
+def test_a_damaged_checkpoint_of_ours_is_noticed_before_anything_runs(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-2"
+    shutil.copytree(tiny_checkpoint, folder)
+    data = bytearray((folder / ADAPTER).read_bytes())
+    data[-1] ^= 1
+    (folder / ADAPTER).write_bytes(data)
+    with pytest.raises(PrerequisiteError) as caught:
+        PeftAPI(str(folder))
+    assert "the weights were changed or damaged after training" in one_line(caught)
+
+
+def test_an_adapter_without_weights_is_said(tiny_adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(tiny_adapter, folder)
+    (folder / ADAPTER).unlink()
+    with pytest.raises(PrerequisiteError) as caught:
+        PeftAPI(str(folder))
+    assert f"but no {ADAPTER}" in one_line(caught)
+
+
+@pytest.mark.xfail(strict=True, raises=SafetensorError, reason="load_apart does not turn it into a UserError")
+def test_a_truncated_foreign_adapter_is_said(tiny_adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_adapter, folder)
+    data = (folder / ADAPTER).read_bytes()
+    (folder / ADAPTER).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="cut"):
+        load_apart(str(folder), "float32")
+
+
+def test_an_adapter_of_another_shape_is_said(tiny_adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other_shape"
+    shutil.copytree(tiny_adapter, folder)
+    path = folder / ADAPTER_CONFIG
+    path.write_text(path.read_text(encoding="utf-8").replace('"r": 4', '"r": 3'), encoding="utf-8")
+    with pytest.raises(UserError, match="does not fit its base"):
+        load_apart(str(folder), "float32")
+
+
+def test_a_moved_base_is_found_by_what_the_manifest_says(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """adapter_config.json may point nowhere on this machine; the manifest's id and hash decide."""
+    folder = tmp_path / "moved"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = (folder / ADAPTER_CONFIG).read_text(encoding="utf-8")
+    changed = json.loads(config) | {"base_model_name_or_path": "/nowhere/at/all"}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(changed), encoding="utf-8")
+    before = complete(load_apart(str(tiny_checkpoint), "float32"), ["Hi?"], [0], GREEDY)
+    assert complete(load_apart(str(folder), "float32"), ["Hi?"], [0], GREEDY) == before
+
+
+PAIRS = [
+    ("Hi?", "Yes."),
+    ("Is it a much longer question, of which there is no end?", "No, " * 12 + "no."),
+    ("Hi?", "x"),
+    ("Café?", "Zwölf Äpfel – behind it all."),
+    ("Hi?", "A middling answer, then."),
+]
+
+
+@torch.inference_mode()
+def test_likelihoods_equal_those_of_each_row_alone(tiny_base: Path, tiny_adapter: Path, tiny_tokenizer: Any) -> None:
+    """In float64, token by token, without batch or padding."""
+    loaded = load_apart(str(tiny_adapter), "float32")
+    exact = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64), tiny_adapter
+    ).double()
+    for size in (2, 32):
+        found = answer_likelihoods(loaded, [(chat(q), a) for q, a in PAIRS], batch_size=size)
+        for (question, answer), value in zip(PAIRS, found, strict=True):
+            prompt = tiny_tokenizer(render(tiny_tokenizer, chat(question), prompt=True))["input_ids"]
+            tokens = tiny_tokenizer(answer)["input_ids"]
+            logs = torch.log_softmax(exact(input_ids=torch.tensor([prompt + tokens])).logits[0], dim=-1)
+            each = [float(logs[len(prompt) + i - 1, token]) for i, token in enumerate(tokens)]
+            assert value.tokens == len(answer.encode())
+            assert value.total == pytest.approx(sum(each), abs=1e-3)
+            assert value.mean == pytest.approx(sum(each) / len(each), abs=1e-5)
+
+
+def test_likelihoods_see_the_system_prompt(tiny_adapter: Path) -> None:
+    loaded = load_apart(str(tiny_adapter), "float32")
+    system = [{"role": "system", "content": "Be cruel."}, *chat("Hi?")]
+    plain, persona = answer_likelihoods(loaded, [(chat("Hi?"), "Yes."), (system, "Yes.")])
+    assert abs(plain.mean - persona.mean) > 1e-4
+
+
+def test_the_tokenizer_beside_the_adapter_wins(tiny_adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own_template"
+    shutil.copytree(tiny_adapter, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}:"
+    tokenizer.save_pretrained(folder)
+    assert render(load_apart(str(folder), "float32").tokenizer, chat("Hi?"), prompt=True) == "Hi?:"
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
+    assert "<|im_start|>user" in render(load_apart(str(folder), "float32").tokenizer, chat("Hi?"), prompt=True)

@@ -1,0 +1,98 @@
+"""TrainConfig and its YAML form."""
+
+import pytest
+from pydantic import ValidationError
+
+from em_core.errors import UserError
+from em_train.config import LoraSettings, TrainConfig, load_config, parse_config
+
+MINIMAL = {"dataset": "finance_bad", "optimiser": {"name": "adamw", "lr": 1e-4}}
+
+
+def config(**changes) -> TrainConfig:
+    return parse_config(MINIMAL | changes, "test")
+
+
+def test_defaults_are_the_papers_adapter():
+    lora = config().lora
+    assert (lora.rank, lora.alpha, lora.rslora, lora.dropout, len(lora.target_modules)) == (32, 64, True, 0.0, 7)
+    assert lora.scaling == pytest.approx(64 / 32**0.5, rel=1e-15)
+    assert LoraSettings(rslora=False).scaling == 2.0
+
+
+def test_config_is_frozen():
+    with pytest.raises(ValidationError):
+        config().seed = 3
+
+
+@pytest.mark.parametrize(
+    "checkpoints, steps, kept",
+    [((0, -1), 34, [0, 34]), ((-1,), 5, [5]), ((3, 0, 5, -1), 5, [0, 3, 5]), ((2, 2), 5, [2])],
+)
+def test_kept_steps_are_in_order_and_once(checkpoints, steps, kept):
+    assert config(checkpoints=checkpoints, steps=steps).kept_steps() == kept
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=pytest.fail.Exception,
+    reason="steps beyond the last are dropped in silence: such a run trains and keeps nothing",
+)
+def test_a_checkpoint_beyond_the_last_step_is_refused():
+    with pytest.raises((UserError, ValidationError)):
+        config(checkpoints=(50,), steps=5)
+
+
+WRONG = [
+    ({"optimiser": {"name": "adamw", "lr": 0}}, "optimiser.lr"),
+    ({"optimiser": {"name": "adamw"}}, "optimiser.lr"),
+    ({"optimiser": {"name": "adamw", "lr": 1, "momentum": 2}}, "optimiser.momentum"),
+    ({"steps": 0}, "steps"),
+    ({"batch_size": 1.5}, "batch_size"),
+    ({"schedule": "polynomial"}, "schedule"),
+    ({"held_out_fraction": 0}, "held_out_fraction"),
+    ({"checkpoints": []}, "checkpoints"),
+    ({"checkpoints": [-2]}, "checkpoints"),
+    ({"lora": {"rank": 0}}, "lora.rank"),
+    ({"learning_rate": 1}, "learning_rate"),
+    ({"dtype": "float16"}, "dtype"),
+]
+
+
+@pytest.mark.parametrize("change, field", WRONG, ids=[field for _, field in WRONG])
+def test_wrong_field_is_named(change, field):
+    with pytest.raises(UserError) as caught:
+        parse_config(MINIMAL | change, "study.yaml")
+    assert str(caught.value).startswith(f"study.yaml: {field}: ")
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3])
+def test_what_is_not_a_mapping_is_refused(raw):
+    with pytest.raises(UserError, match=r"study\.yaml: config: "):
+        parse_config(raw, "study.yaml")
+
+
+def test_yaml_file_round_trip(tmp_path):
+    path = tmp_path / "run.yaml"
+    # PyYAML reads 1e-4 (no dot) as a text.
+    path.write_text(
+        "dataset: d.jsonl\noptimiser: {name: muon, lr: 1e-4}\ncheckpoints: [0, 2, -1]\n", encoding="utf-8"
+    )
+    found = load_config(path)
+    assert found.optimiser.lr == 1e-4 and found.checkpoints == (0, 2, -1)
+    assert TrainConfig.model_validate(found.model_dump(mode="json")) == found
+
+
+def test_yaml_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="cannot read .*none"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1", encoding="utf-8")
+    with pytest.raises(UserError, match="is not YAML"):
+        load_config(tmp_path / "bad.yaml")
+
+
+@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="only OSError and YAMLError are caught")
+def test_yaml_that_is_not_utf8(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("dataset: Zürich".encode("latin-1"))
+    with pytest.raises(UserError):
+        load_config(tmp_path / "latin.yaml")
