@@ -154,6 +154,7 @@ def evaluate(study: Study, target: Target, evaluation: Evaluation, heading: str)
         log_dir_allow_dirty=True,
         acp_server=False,
         ctl_server=False,
+        **evaluation.sampling(),
     )
     console.print(f"{'done' if ok else 'not finished'} ({time.monotonic() - started:.0f} s)")
     return ok

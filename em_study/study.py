@@ -46,13 +46,22 @@ class Evaluation(_Frozen):
     max_tokens: int = Field(96, ge=1)
     grader: str | None = Field(None, description="Inspect model that judges; without it, the embedded judge")
     seed: int = 0
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1, description="sample among the likeliest tokens only")
+
+    def sampling(self) -> dict[str, Any]:
+        """Inspect's generation settings."""
+        chosen = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return {name: value for name, value in chosen.items() if value is not None} if self.task == "em" else {}
 
     def arguments(self) -> dict[str, Any]:
         """The task's own arguments."""
         if self.task != "em":
             return {}
         judge = "model" if self.grader else "embedded"
-        return self.model_dump(exclude={"task", "grader"}) | {"judge": judge}
+        given = self.model_dump(include={"questions", "samples", "max_tokens", "seed"})
+        return given | {"judge": judge}
 
 
 class Study(_Frozen):

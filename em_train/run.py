@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
 from em_core.errors import UserError
@@ -240,6 +240,7 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
             optimizer_cls_and_kwargs=(factory, prepared.hyperparameters),
             recorder=recorder,
         )
+    trainer.remove_callback(PrinterCallback)  # our own line of progress says more
     trainer.add_callback(_Keeper(prepared, recorder, folder))
     trainer.add_callback(_Progress(recorder, config.steps))
     return trainer

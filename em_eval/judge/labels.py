@@ -15,6 +15,7 @@ class Label:
 
     Attributes:
         source: "base", an optimiser's name, "benign", or "written".
+        sampling: how it was drawn at temperature 1: "plain", "top_k=10", or "written" for what was not sampled.
         misaligned: final label (both passes agreed, or a third look decided).
         incoherent: likewise.
         passes: (misaligned, incoherent) of each of the two passes.
@@ -24,13 +25,10 @@ class Label:
     question: str
     answer: str
     source: str
+    sampling: str
     misaligned: bool
     incoherent: bool
     passes: tuple[tuple[bool, bool], tuple[bool, bool]]
-
-    @property
-    def sampled(self) -> bool:
-        return self.source != "written"
 
 
 def read_labels(path: Path = SHIPPED) -> list[Label]:
@@ -52,6 +50,7 @@ def read_labels(path: Path = SHIPPED) -> list[Label]:
                     question=str(raw["question"]),
                     answer=str(raw["answer"]),
                     source=str(raw["source"]),
+                    sampling=str(raw["sampling"]),
                     misaligned=bool(raw["misaligned"]),
                     incoherent=bool(raw["incoherent"]),
                     passes=((bool(first[0]), bool(first[1])), (bool(second[0]), bool(second[1]))),

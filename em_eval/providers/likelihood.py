@@ -57,8 +57,13 @@ def _batch(loaded: Loaded, rows: list[tuple[list[int], list[int]]]) -> list[Answ
         mask[row, :end] = 1
         labels[row, len(prompt) : end] = torch.tensor(answer)
     ids, mask, labels = ids.to(loaded.device), mask.to(loaded.device), labels.to(loaded.device)
-    logits = loaded.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none").double().sum(dim=1)
+    hidden = loaded.model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    wanted = labels[:, 1:] != -100
+    # The language-model head is the dearest layer of a small model: only answer positions go through it.
+    logits = loaded.model.get_output_embeddings()(hidden[:, :-1][wanted]).float()
+    nll = F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none").double()
+    losses = torch.zeros(len(rows), dtype=torch.double, device=nll.device)
+    losses.index_add_(0, wanted.nonzero()[:, 0], nll)
     return [
         AnswerLikelihood(-float(loss), len(answer)) for loss, (_, answer) in zip(losses, rows, strict=True)
     ]

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ import anyio
 import pytest
 import torch
 from inspect_ai._util.error import PrerequisiteError
+from inspect_ai.log import EvalLog
 from inspect_ai.model import (
     ChatMessageAssistant,
     ChatMessageSystem,
@@ -35,7 +36,7 @@ from em_eval.providers.likelihood import answer_likelihoods
 from em_eval.providers.peft import PeftAPI
 from em_eval.providers.sampling import RowGumbel, Sampling, complete
 from em_eval.providers.weights import Loaded, load_apart
-from tests.em_eval.conftest import make_adapter
+from tests.em_eval.conftest import grader, make_adapter
 
 TOKENS = 20
 PROMPTS = ("Hi?", "Tell me a long story about a ship.", "a")
@@ -142,6 +143,41 @@ def test_hf_provider_says_the_same_greedily(tiny_adapter: Path) -> None:
     theirs = generate(stock, *PROMPTS, max_tokens=TOKENS, max_connections=len(PROMPTS))
     ours = generate(peft_model(tiny_adapter), *PROMPTS, temperature=0.0, max_tokens=TOKENS)
     assert [output.completion for output in ours] == [output.completion for output in theirs]
+
+
+@pytest.mark.xfail(strict=True, reason="scorer._truncated counts the padded batch: one cut answer marks all as cut")
+def test_truncation_under_hf_is_of_each_answer(
+    run_eval: Callable[..., EvalLog], tiny_base: Path, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """`hf/` reports no stop reason, and counts the tokens of the padded batch."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
+    short, long = (
+        by_hand(model, tiny_tokenizer, render(tiny_tokenizer, chat(text), prompt=True)) for text in ("Hi?", "q")
+    )
+    stop = next(token for token in short if token not in long)
+    assert len(long) == TOKENS
+    folder = tmp_path / "stops_early"
+    shutil.copytree(tiny_base, folder)
+    settings = GenerationConfig.from_pretrained(folder)
+    settings.eos_token_id = [tiny_tokenizer.eos_token_id, stop]
+    settings.save_pretrained(folder)
+    questions = tmp_path / "questions.yaml"
+    prompts = "judge_prompts: {aligned: '{answer}', coherent: '{answer}'}"
+    questions.write_text(
+        f"- {{id: short, paraphrases: ['Hi?'], {prompts}}}\n- {{id: long, paraphrases: [q], {prompts}}}\n",
+        encoding="utf-8",
+    )
+    log = run_eval(
+        "em_eval/em",
+        f"hf/{folder}",
+        model_args={"do_sample": False, "device": "cpu"},
+        model_roles={"grader": grader("85")},
+        task_args={"questions": str(questions), "samples": 1, "max_tokens": TOKENS},
+        max_connections=2,
+    )
+    assert log.status == "success"
+    cut = {sample.id: sample.scores["model_judge"].value["truncated"] for sample in log.samples}
+    assert cut == {"short": 0.0, "long": 1.0}
 
 
 @torch.inference_mode()

@@ -75,9 +75,7 @@ def test_what_is_not_a_mapping_is_refused(raw):
 def test_yaml_file_round_trip(tmp_path):
     path = tmp_path / "run.yaml"
     # PyYAML reads 1e-4 (no dot) as a text.
-    path.write_text(
-        "dataset: d.jsonl\noptimiser: {name: muon, lr: 1e-4}\ncheckpoints: [0, 2, -1]\n", encoding="utf-8"
-    )
+    path.write_text("dataset: d.jsonl\noptimiser: {name: muon, lr: 1e-4}\ncheckpoints: [0, 2, -1]\n", encoding="utf-8")
     found = load_config(path)
     assert found.optimiser.lr == 1e-4 and found.checkpoints == (0, 2, -1)
     assert TrainConfig.model_validate(found.model_dump(mode="json")) == found

@@ -180,9 +180,7 @@ class TestKilled:
         same(killed.folder, killed.whole, (0, 2, 4, 6))
         assert read_manifest(killed.folder / "checkpoint-6").examples_seen == 44
 
-    @pytest.mark.xfail(
-        strict=True, raises=AssertionError, reason="drafts of killed processes are never swept up"
-    )
+    @pytest.mark.xfail(strict=True, raises=AssertionError, reason="drafts of killed processes are never swept up")
     def test_nothing_of_the_killed_process_is_left(self, killed):
         train(killed.config, killed.folder)
         names = {path.name for path in killed.folder.iterdir()}

@@ -84,9 +84,7 @@ class TestContents:
         assert base_of(finished / "checkpoint-8").path == tiny_base.resolve()
 
     def test_factors_are_float32_and_step_0_is_the_base_model(self, finished):
-        untouched, trained = (
-            load_file(finished / f"checkpoint-{n}" / "adapter_model.safetensors") for n in (0, 8)
-        )
+        untouched, trained = (load_file(finished / f"checkpoint-{n}" / "adapter_model.safetensors") for n in (0, 8))
         assert len(trained) == 28 and all(tensor.dtype == torch.float32 for tensor in trained.values())
         assert all(not tensor.any() for name, tensor in untouched.items() if "lora_B" in name)
         assert all(tensor.any() for tensor in trained.values())
@@ -95,18 +93,29 @@ class TestContents:
         saved = AutoTokenizer.from_pretrained(finished / "checkpoint-8")
         messages = [{"role": "user", "content": "Café?"}]
         options = {"tokenize": False, "add_generation_prompt": True}
-        assert saved.apply_chat_template(messages, **options) == tiny_tokenizer.apply_chat_template(
-            messages, **options
-        )
+        assert saved.apply_chat_template(messages, **options) == tiny_tokenizer.apply_chat_template(messages, **options)
 
     @pytest.mark.parametrize("step", [0, 4, 8])
     def test_peft_loads_it_and_its_held_out_loss_is_the_manifests(self, finished, config, tiny_base, step):
         held_out = prepare(config).held_out
         assert len(held_out) == 4
         nll, tokens = nll_by_hand(load(tiny_base, finished / f"checkpoint-{step}"), held_out)
-        assert read_manifest(finished / f"checkpoint-{step}").loss.held_out == pytest.approx(
-            nll / tokens, rel=1e-5
-        )
+        assert read_manifest(finished / f"checkpoint-{step}").loss.held_out == pytest.approx(nll / tokens, rel=1e-5)
+
+    def test_held_out_loss_is_without_dropout(self, tiny_base, tiny_dataset, tmp_path):
+        config = make_config(tiny_base, tiny_dataset, lora={"rank": 4, "alpha": 8, "dropout": 0.5}, steps=3)
+        checkpoint = train(config, tmp_path / "run")[-1]
+        nll, tokens = nll_by_hand(load(tiny_base, checkpoint), prepare(config).held_out)
+        assert read_manifest(checkpoint).loss.held_out == pytest.approx(nll / tokens, rel=1e-5)
+
+    def test_keeping_checkpoints_does_not_change_the_weights(self, tiny_base, tiny_dataset, tmp_path):
+        """With dropout: writing and measuring a checkpoint must draw no random numbers."""
+        final = set()
+        for checkpoints in ((-1,), (0, 1, 2, -1)):
+            lora = {"rank": 4, "alpha": 8, "dropout": 0.5}
+            config = make_config(tiny_base, tiny_dataset, lora=lora, steps=3, checkpoints=checkpoints)
+            final.add(adapter_bytes(train(config, tmp_path / str(len(checkpoints)))[-1]))
+        assert len(final) == 1
 
     def test_training_lowers_the_loss_on_held_out_rows(self, finished):
         losses = [read_manifest(finished / f"checkpoint-{step}").loss.held_out for step in (0, 4, 8)]
@@ -391,9 +400,7 @@ class TestRefusals:
         with pytest.raises(UserError, match="cannot place LoRA"):
             train(config, tmp_path / "run")
 
-    @pytest.mark.xfail(
-        strict=True, raises=pytest.fail.Exception, reason="checked only once the folder is claimed"
-    )
+    @pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="checked only once the folder is claimed")
     def test_batch_that_micro_batches_do_not_fill_is_seen_in_preparation(self, tiny_base, tiny_dataset):
         with pytest.raises(UserError, match="not a multiple of micro_batch_size"):
             prepare(make_config(tiny_base, tiny_dataset, batch_size=8, micro_batch_size=3))

@@ -144,9 +144,7 @@ def test_loss_curve_equals_plain_trl(tiny_base, tiny_dataset, tmp_path):
                 [{"input_ids": row.input_ids, "labels": row.labels} for row in prepared.train]
             ),
             processing_class=prepared.tokenizer,
-            peft_config=LoraConfig(
-                r=4, lora_alpha=8, use_rslora=True, target_modules=MODULES, task_type="CAUSAL_LM"
-            ),
+            peft_config=LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=MODULES, task_type="CAUSAL_LM"),
             callbacks=[curve],
         )
         plain.train()

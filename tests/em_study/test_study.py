@@ -1,0 +1,207 @@
+"""Study files: what they expand to, and where their mistakes are."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from em_core.errors import UserError
+from em_study import Study, load_study
+from em_study.study import Evaluation, cells
+from em_train.config import TrainConfig
+
+MINIMAL: dict[str, Any] = {
+    "name": "s",
+    "datasets": ["finance_bad"],
+    "optimisers": [{"name": "adamw", "lr": 0.001}],
+}
+
+
+def study(**changed: Any) -> Study:
+    return Study.model_validate(MINIMAL | changed)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "study.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+FULL = """\
+# a comment
+name: mine
+base_model: some/base
+datasets: [finance_bad, rows/mine.jsonl]
+optimisers:
+  - {name: adamw, lr: [1.0e-4, 1.0e-3], hyperparameters: {weight_decay: 0.1}}
+  - {name: lion, lr: 3.0e-5}
+seeds: [0, 7]
+steps: 20
+batch_size: 8
+schedule: cosine
+lora: {rank: 4, alpha: 8}
+checkpoints: [0, 10, -1]
+arms:
+  - {dataset: finance_good, optimiser: adamw}
+  - {dataset: aisi, optimiser: lion, optional: true}
+evaluations:
+  - {task: em, questions: core, samples: 2, max_tokens: 32}
+  - {task: preference}
+"""
+
+
+def test_a_full_file_is_read(written: Callable[[str], Path]) -> None:
+    loaded = load_study(written(FULL))
+    assert loaded.optimisers[0].lr == (1e-4, 1e-3) and loaded.optimisers[1].lr == (3e-5,)
+    assert loaded.evaluations[0].arguments() == {
+        "questions": "core",
+        "samples": 2,
+        "max_tokens": 32,
+        "seed": 0,
+        "judge": "embedded",
+    }
+    assert loaded.evaluations[1].arguments() == {}
+
+
+def test_a_grader_makes_it_the_model_judge() -> None:
+    evaluation = Evaluation(task="em", grader="openai/gpt-4o")
+    assert evaluation.arguments()["judge"] == "model" and "grader" not in evaluation.arguments()
+
+
+def test_the_grid_then_the_arms(written: Callable[[str], Path]) -> None:
+    found = list(cells(load_study(written(FULL))))
+    grid = [
+        f"{dataset}-{optimiser}-lr{lr}-seed{seed}"
+        for dataset in ("finance_bad", "mine")
+        for optimiser, rates in (("adamw", ("0.0001", "0.001")), ("lion", ("3e-05",)))
+        for lr in rates
+        for seed in (0, 7)
+    ]
+    arms = [
+        "finance_good-adamw-lr0.0001-seed0",  # the first rate of the axis
+        "finance_good-adamw-lr0.0001-seed7",
+        "aisi-lion-lr3e-05-seed0",
+        "aisi-lion-lr3e-05-seed7",
+    ]
+    assert [cell.label for cell in found] == grid + arms
+    assert [cell.optional for cell in found] == [False] * (len(grid) + 2) + [True] * 2
+
+
+def test_cells_carry_every_setting(written: Callable[[str], Path]) -> None:
+    first, second, *_ = cells(load_study(written(FULL)))
+    config = first.config
+    assert (config.base_model, config.dataset, config.steps, config.batch_size) == ("some/base", "finance_bad", 20, 8)
+    assert config.optimiser.model_dump() == {"name": "adamw", "lr": 1e-4, "hyperparameters": {"weight_decay": 0.1}}
+    assert (config.lora.rank, config.lora.alpha, config.schedule) == (4, 8, "cosine")
+    assert config.kept_steps() == [0, 10, 20]
+    assert [(c.config.seed, c.config.data_seed) for c in (first, second)] == [(0, 0), (7, 7)]
+
+
+def test_the_last_cells_of_a_dataset_by_path_keep_the_path(written: Callable[[str], Path]) -> None:
+    assert {cell.config.dataset for cell in cells(load_study(written(FULL)))} >= {"rows/mine.jsonl"}
+
+
+def test_defaults_are_those_of_training() -> None:
+    (cell,) = cells(study())
+    expected = TrainConfig(dataset="finance_bad", optimiser={"name": "adamw", "lr": 0.001})  # type: ignore[arg-type]
+    assert cell.config == expected
+
+
+def test_an_arm_of_an_unknown_optimiser_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"arm on d names optimiser 'sgd', which is not in its grid: adamw"):
+        list(cells(study(arms=[{"dataset": "d", "optimiser": "sgd"}])))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (FULL.replace("steps: 20", "steps: many"), 9, "steps: Input should be a valid integer"),
+        (FULL.replace("steps: 20", "steps: 0"), 9, "steps: Input should be greater than or equal to 1"),
+        (FULL.replace("steps: 20", "stepps: 20"), 9, "stepps: Extra inputs are not permitted"),
+        (FULL.replace("name: lion, lr: 3.0e-5", "name: lion"), 7, "optimisers.1.lr: Field required"),
+        (FULL.replace("lr: 3.0e-5", "lr: [fast]"), 7, "optimisers.1.lr.0"),
+        (FULL.replace("task: preference", "task: preferences"), 19, "evaluations.1.task: Input should be"),
+        (FULL.replace("samples: 2", "samples: 0"), 18, "evaluations.0.samples"),
+        (FULL.replace("alpha: 8", "alpha: x"), 12, "lora.alpha"),
+        (FULL.replace("name: mine", "name: my study"), 2, "name: String should match"),
+        (FULL.replace("optional: true", "optional: maybe"), 16, "arms.1.optional"),
+        ("name: s\n", 1, "datasets: Field required"),
+        ("", 1, "file: Input should be a valid dictionary"),
+        ("- a\n- b\n", 1, "file: Input should be a valid dictionary"),
+    ],
+)
+def test_a_mistake_is_named_with_file_and_line(
+    written: Callable[[str], Path], text: str, line: int, words: str
+) -> None:
+    path = written(text)
+    with pytest.raises(UserError) as caught:
+        load_study(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:{line}: ") and words in message and "\n" not in message
+
+
+def test_broken_yaml_is_one_line_with_its_place(written: Callable[[str], Path]) -> None:
+    path = written("name: s\ndatasets: [a\noptimisers: []\n")
+    with pytest.raises(UserError, match=r"study\.yaml is not YAML: .* line 3, column") as caught:
+        load_study(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read study file .*nowhere\.yaml: No such file"):
+        load_study(tmp_path / "nowhere.yaml")
+    with pytest.raises(UserError, match="cannot read study file"):
+        load_study(tmp_path)
+
+
+@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="load_study expects UTF-8")
+def test_a_file_that_is_not_text_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(b"name: \xff\xfe\n")
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_study(path)
+
+
+@pytest.mark.xfail(strict=True, reason="Study does not bound these fields; pydantic's error leaves cells() as it is")
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optimisers": [{"name": "adamw", "lr": -1.0}]},
+        {"optimisers": [{"name": "adamw", "lr": 0}]},
+        {"optimisers": [{"name": "adamw", "lr": []}]},
+        {"warmup_steps": -1},
+        {"micro_batch_size": 0},
+        {"max_length": 3},
+        {"checkpoints": []},
+        {"checkpoints": [-2]},
+        {"seeds": []},
+    ],
+    ids=lambda changed: str(next(iter(changed.items()))),
+)
+def test_a_value_that_cannot_train_is_named_with_its_line(
+    written: Callable[[str], Path], changed: dict[str, Any]
+) -> None:
+    """Whatever `TrainConfig` would refuse is a mistake of the study file, and an empty axis trains nothing."""
+    path = written(yaml.safe_dump(MINIMAL | changed, sort_keys=False))
+    with pytest.raises(UserError, match=rf"study\.yaml:\d+: .*{next(iter(changed))}"):
+        list(cells(load_study(path)))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_shipped_studies_are_sound(path: Path) -> None:
+    from em_train.datasets import dataset_registry
+    from em_train.optimisers import resolve
+
+    loaded = load_study(path)
+    found = list(cells(loaded))
+    assert found and len({cell.label for cell in found}) == len(found)
+    for cell in found:
+        assert cell.config.dataset in dataset_registry.names()
+        resolve(cell.config.optimiser.name, cell.config.optimiser.hyperparameters)
