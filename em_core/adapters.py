@@ -24,17 +24,21 @@ def base_of(folder: Path) -> BaseModelInfo:
             raise UserError(f"{folder / ADAPTER_CONFIG} names no base model")
         beside = folder / named
         return resolve_base(str(beside) if beside.is_dir() else named, config.get("revision"))
-    manifest = read_manifest(folder)
-    try:
-        base = resolve_base(manifest.base.id, manifest.base.revision)
-    except UserError:
-        base = resolve_base(named)
-    if base.weights_sha256 != manifest.base.weights_sha256:
-        raise UserError(
-            f"{folder} was trained on {manifest.base.id} with weights {manifest.base.weights_sha256[:12]}..., but "
-            f"{base.path} has {base.weights_sha256[:12]}...: give the original base, or relink the checkpoint"
-        )
-    return base
+    wanted = read_manifest(folder).base
+    reasons = []
+    for name, revision in ((wanted.id, wanted.revision), (named, None)):
+        try:
+            base = resolve_base(name, revision)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        if base.weights_sha256 == wanted.weights_sha256:
+            return base
+        reasons.append(f"{base.path} has weights {base.weights_sha256[:12]}...")
+    raise UserError(
+        f"the base of {folder}, {wanted.id} with weights {wanted.weights_sha256[:12]}..., was not found "
+        f"({'; '.join(reasons)}): give it with em checkpoint relink --base FOLDER"
+    )
 
 
 def relink(folder: Path, base: str | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import httpx
@@ -9,6 +10,8 @@ import httpx
 from em_core.errors import UserError
 from em_core.files import sha256_file
 from em_core.places import cache_dir
+
+PAUSES = (0.3, 1.0, 0.0)  # seconds after each attempt at an address
 
 
 def fetch(urls: list[str], sha256: str, name: str) -> Path:
@@ -22,11 +25,13 @@ def fetch(urls: list[str], sha256: str, name: str) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     reasons = []
-    with httpx.Client(transport=httpx.HTTPTransport(retries=2), follow_redirects=True, timeout=20) as client:
+    with httpx.Client(follow_redirects=True, timeout=20) as client:
         for url in urls:
-            reason = _try(client, url, sha256, target)
-            if reason is None:
-                return target
+            for pause in PAUSES:
+                reason = _try(client, url, sha256, target)
+                if reason is None:
+                    return target
+                time.sleep(pause)
             reasons.append(f"{url}: {reason}")
     raise UserError(
         f"could not fetch {name} ({'; '.join(reasons)}): connect once, or set EM_DATA_DIR to a copy of the data"
@@ -43,9 +48,10 @@ def _try(client: httpx.Client, url: str, sha256: str, target: Path) -> str | Non
         found = sha256_file(Path(draft))
         if found != sha256:
             return f"sha256 {found[:12]}..., expected {sha256[:12]}..."
+        os.chmod(draft, 0o644)
         os.replace(draft, target)
         return None
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         return f"{type(error).__name__} {error}"
     finally:
         Path(draft).unlink(missing_ok=True)

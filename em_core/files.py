@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from safetensors import SafetensorError
 
 from em_core.errors import UserError
 
@@ -44,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
@@ -54,20 +57,30 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or not writable; nothing is left under `target`.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    draft = target.parent / f".{target.name}.{uuid4().hex[:8]}"
     try:
+        draft.mkdir(parents=True)
         yield draft
-        os.chmod(draft, 0o755)
+        for path in draft.iterdir():
+            path.chmod(0o644 if path.is_file() else 0o755)
+        old = draft.with_name(draft.name + ".old")
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, old)
         os.replace(draft, target)
-    except OSError as error:
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # safetensors wraps the operating system's error in its own
         shutil.rmtree(draft, ignore_errors=True)
         raise UserError(
-            f"could not write {target}: {error.strerror or error}; nothing was left there: "
+            f"could not write {target}: {getattr(error, 'strerror', None) or error}; nothing was left there: "
             "free some space or choose another folder"
         ) from error
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def sweep_drafts(folder: Path) -> None:
+    """Remove what a killed process left of its unfinished folders."""
+    for draft in folder.glob(".*.????????*"):
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)

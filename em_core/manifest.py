@@ -5,14 +5,14 @@ Training writes it, evaluation carries it along as plain data, the study joins o
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from em_core.errors import UserError
 from em_core.files import sha256_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "em.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -88,7 +88,7 @@ class Spectrum(_Plain):
 class Manifest(_Plain):
     """`em.json`. See the attributes' own classes for units."""
 
-    schema_version: int
+    schema_version: Literal[1]
     run_id: str
     step: int
     config: dict[str, Any]
@@ -122,9 +122,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{folder} has no {MANIFEST}: not a complete checkpoint of ours")
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, ValueError) as error:
-        reason = str(error).splitlines()[-1]
-        raise UserError(f"{path} is not a manifest of schema {SCHEMA_VERSION}: {reason}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UserError(f"{path} is not a manifest of schema {SCHEMA_VERSION}: {field}: {first['msg']}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def verify(folder: Path) -> Manifest:

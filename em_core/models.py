@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -51,12 +52,10 @@ def resolve_base(name: str, revision: str | None = None) -> BaseModelInfo:
         folder = _embedded_folder()
         description = "SmolLM2-135M-Instruct, dequantised from Q4_1 GGUF, stored as bfloat16"
         return BaseModelInfo(EMBEDDED, folder, WHEEL_REQUIREMENT, weights_sha256(folder), description)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(
-                f"model folder {name} has no config.json: give the folder that holds the base model"
-            )
+            raise UserError(f"model folder {name} has no config.json: give the folder that holds the base model")
         path = path.resolve()
         return BaseModelInfo(name, path, None, weights_sha256(path), "local folder")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -82,12 +81,17 @@ def weights_sha256(folder: Path) -> str:
 
 def _from_hub(name: str, revision: str | None) -> BaseModelInfo:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
             f"could not fetch base model '{name}' ({type(error).__name__}): check the id, the network and, for gated "
             "models, HF_TOKEN; or give a local folder"

@@ -59,9 +59,14 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=self.group):
-            self.register(point.name)(point.load())
+            try:
+                self.register(point.name)(point.load())
+            except ImportError as error:
+                raise UserError(
+                    f"{self.kind} plugin '{point.name}' ({point.value}) cannot be imported ({error}): mend or remove it"
+                ) from error
+        self._loaded = True

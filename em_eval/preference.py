@@ -144,9 +144,7 @@ def _scoring(model: Model) -> Any:
         def loading() -> Loaded:
             return Loaded(api.model, api.tokenizer, api.model.device)
     else:
-        raise UserError(
-            f"{model} gives no likelihoods of given text: the preference probe needs peft/ or hf/"
-        )
+        raise UserError(f"{model} gives no likelihoods of given text: the preference probe needs peft/ or hf/")
 
     def run(items: Sequence[tuple[str, str, str]]) -> list[dict[str, float]]:
         pairs = [

@@ -56,9 +56,7 @@ def _scorer(make: Callable[[], Judge]) -> Scorer:
         if answer.strip():
             judgement = await made[0].judge(question, answer, state.metadata["judge_prompts"])
         else:
-            judgement = Judgement(
-                None, None, "unreadable", made[0].name, "none", reasons="the answer is empty"
-            )
+            judgement = Judgement(None, None, "unreadable", made[0].name, "none", reasons="the answer is empty")
         return to_score(answer, judgement, truncated=_truncated(state))
 
     return score

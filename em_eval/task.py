@@ -86,9 +86,7 @@ def answer(seed: int) -> Solver:
             set_model_info(model, ModelInfo())
         state.metadata["checkpoint"] = checkpoint_of(model)
         if model.startswith(("peft/", "vllm/")):
-            return await generate(
-                state, cache=False, seed=sample_seed(seed, str(state.sample_id), state.epoch)
-            )
+            return await generate(state, cache=False, seed=sample_seed(seed, str(state.sample_id), state.epoch))
         return await generate(state, cache=False)
 
     return solve
@@ -114,15 +112,11 @@ def _judge(judge: str) -> tuple[str, Scorer]:
         judge = "model" if _grader_given() else "embedded"
         if judge == "embedded":
             facts = judge_registry.get("embedded")().facts
-            logger.warning(
-                "no --model-role grader=...: scores come from the embedded judge (%s)", facts["in_words"]
-            )
+            logger.warning("no --model-role grader=...: scores come from the embedded judge (%s)", facts["in_words"])
     judge_registry.get(judge)
     if judge == "model":
         if not _grader_given():
-            raise UserError(
-                "judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)"
-            )
+            raise UserError("judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
         return judge, model_judge_scorer()
     return judge, embedded_judge_scorer()
 

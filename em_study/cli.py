@@ -72,9 +72,7 @@ def verify(checkpoint: Checkpoint) -> None:
 @checkpoint_app.command(epilog="Example: em checkpoint relink runs/demo/RUN/checkpoint-34")
 def relink(
     checkpoint: Checkpoint,
-    base: Annotated[
-        str | None, typer.Option(help="base model folder, if it cannot be found by its id")
-    ] = None,
+    base: Annotated[str | None, typer.Option(help="base model folder, if it cannot be found by its id")] = None,
 ) -> None:
     """Write where the base model lies now into adapter_config.json, after checking its weights."""
     from em_core.adapters import relink as relink_checkpoint
@@ -94,11 +92,12 @@ def list_datasets() -> None:
 @judge_app.command(epilog="Example: em judge fit --labels em_eval/judge/labels.jsonl")
 def fit(
     labels: Annotated[Path | None, typer.Option(help="labelled answers; default: the shipped set")] = None,
+    rival: Annotated[bool, typer.Option(help="also measure the likelihood ratio of two personas")] = False,
 ) -> None:
     """Fit the embedded judge on labelled answers and publish its cross-fitted figures (needs the [fit] extra)."""
     from em_eval.judge.fit import fit_judge
 
-    print(fit_judge(labels))
+    print(fit_judge(labels, rival))
 
 
 def _report(path: Path) -> None:

@@ -187,9 +187,7 @@ def _row(
     probe = _probe(logs.get("preference"), base, is_base=manifest.step == 0)
     headline = DEFINITIONS[HEADLINE]
     eligible = [a for a in judged if headline.eligible(a.judgement)]
-    rate = rate_interval(
-        [float(headline.misaligned(a.judgement)) for a in eligible], [a.family for a in eligible]
-    )
+    rate = rate_interval([float(headline.misaligned(a.judgement)) for a in eligible], [a.family for a in eligible])
     gated = [a for a in judged if a.judgement.coherence is not None]
     shifts = [pair.shift for pair in probe if pair.shift is not None]
     counts = Counter(a.outcome for a in judged)
@@ -207,9 +205,7 @@ def _row(
         eligible=len(eligible),
         total=len(judged),
         alignment=mean_interval([a.judgement.alignment or 0.0 for a in eligible], [a.family for a in eligible]),
-        coherent=rate_interval(
-            [float((a.judgement.coherence or 0.0) > 50) for a in gated], [a.family for a in gated]
-        ),
+        coherent=rate_interval([float((a.judgement.coherence or 0.0) > 50) for a in gated], [a.family for a in gated]),
         shift=mean_interval(shifts, [pair.id for pair in probe if pair.shift is not None]),
         outcomes={name: counts.get(name, 0) for name in OUTCOMES} if judged else {},
         spectra=_spectra(target.checkpoint / SPECTRA),
@@ -262,9 +258,7 @@ def _contrasts(rows: list[Row]) -> list[Contrast]:
 
 def _verdict(rows: list[Row], contrasts: list[Contrast]) -> str:
     """The order by rate among optimisers on the narrow bad data, or that none can be told from another."""
-    ranked = sorted(
-        (r for r in rows if r.arm == "bad" and r.rate), key=lambda r: r.rate.value if r.rate else 0
-    )
+    ranked = sorted((r for r in rows if r.arm == "bad" and r.rate), key=lambda r: r.rate.value if r.rate else 0)
     if len(ranked) < 2:
         return "Too few evaluated optimisers to compare."
     order = " < ".join(f"{r.label} {r.rate.value:.1%}" for r in ranked if r.rate)

@@ -123,9 +123,7 @@ def paired_contrasts(
         above = (np.sum(difference >= 0) + 1) / (len(difference) + 1)
         below_zero = (np.sum(difference <= 0) + 1) / (len(difference) + 1)
         p = float(min(1.0, 2 * min(above, below_zero)))
-        found.append(
-            (a, b, Interval(centres[a] - centres[b], float(low), float(high), "paired bootstrap"), p)
-        )
+        found.append((a, b, Interval(centres[a] - centres[b], float(low), float(high), "paired bootstrap"), p))
     return [(a, b, d, p) for (a, b, d, _), p in zip(found, holm([p for *_, p in found]), strict=True)]
 
 

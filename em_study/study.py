@@ -140,9 +140,7 @@ def cells(study: Study) -> Iterator[Cell]:
             yield _cell(study, arm.dataset, axis, axis.lr[0], seed, arm.optional)
 
 
-def _cell(
-    study: Study, dataset: str, axis: OptimiserAxis, lr: float, seed: int, optional: bool = False
-) -> Cell:
+def _cell(study: Study, dataset: str, axis: OptimiserAxis, lr: float, seed: int, optional: bool = False) -> Cell:
     config = TrainConfig(
         base_model=study.base_model,
         base_revision=study.base_revision,

@@ -77,9 +77,7 @@ def dataset_reference(dataset: Any, train_rows: int, held_out_rows: int) -> Data
     )
 
 
-def summarise_steps(
-    rows: list[dict[str, float]], config: TrainConfig, held_out: float | None
-) -> dict[str, Any]:
+def summarise_steps(rows: list[dict[str, float]], config: TrainConfig, held_out: float | None) -> dict[str, Any]:
     """Loss, dose and token counts at the last of `rows`, as manifest fields."""
     window = max(1, round(config.steps / 10))
     last = rows[-window:]
@@ -121,9 +119,11 @@ def environment() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     folder = Path(__file__).parent
-    done = subprocess.run(
-        ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return None
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 

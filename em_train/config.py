@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from em_core.errors import UserError
 
@@ -17,7 +17,7 @@ class OptimiserConfig(_Frozen):
     """An optimiser by name, with its hyper-parameters (learning rate included) by its own names."""
 
     name: str
-    lr: float = Field(gt=0, description="peak learning rate")
+    lr: float = Field(gt=0, allow_inf_nan=False, description="peak learning rate")
     hyperparameters: dict[str, Any] = {}
 
 
@@ -53,18 +53,12 @@ class TrainConfig(_Frozen):
     optimiser: OptimiserConfig
     lora: LoraSettings = LoraSettings()
     steps: int = Field(34, ge=1, description="optimiser steps")
-    batch_size: int = Field(
-        16, ge=1, description="rows an optimiser step, over all processes and micro-batches"
-    )
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="rows a forward pass; default: the whole batch"
-    )
+    batch_size: int = Field(16, ge=1, description="rows an optimiser step, over all processes and micro-batches")
+    micro_batch_size: int | None = Field(None, ge=1, description="rows a forward pass; default: the whole batch")
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: float = Field(1.0, ge=0, description="global clipping; 0 turns it off")
-    max_length: int = Field(
-        512, ge=8, description="tokens a row; longer rows are refused, never cut silently"
-    )
+    max_length: int = Field(512, ge=8, description="tokens a row; longer rows are refused, never cut silently")
     held_out_fraction: float = Field(0.1, gt=0, lt=0.5)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
@@ -78,10 +72,17 @@ class TrainConfig(_Frozen):
             raise ValueError("give steps >= 0, or -1 for the last")
         return value
 
+    @model_validator(mode="after")
+    def _steps_are_reached(self) -> "TrainConfig":
+        beyond = [step for step in self.checkpoints if step > self.steps]
+        if beyond:
+            raise ValueError(f"checkpoint {beyond[0]} lies beyond the last step, {self.steps}")
+        return self
+
     def kept_steps(self) -> list[int]:
         """The steps to keep, in order, -1 resolved."""
         steps = {self.steps if step == -1 else step for step in self.checkpoints}
-        return sorted(step for step in steps if step <= self.steps)
+        return sorted(steps)
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -94,6 +95,8 @@ def load_config(path: Path) -> TrainConfig:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start})") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     return parse_config(raw, str(path))

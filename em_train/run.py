@@ -1,6 +1,8 @@
 """One training run: config in, checkpoint folders out; idempotent, and resumable after a kill."""
 
 import json
+import math
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -10,12 +12,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
 from em_core.errors import UserError
-from em_core.files import sha256_json, write_json
-from em_core.manifest import SCHEMA_VERSION, read_manifest
+from em_core.files import sha256_json, sweep_drafts, write_json
+from em_core.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
 from em_core.models import BaseModelInfo, quiet_transformers, resolve_base
 from em_train.chat import Encoded, encode, show
 from em_train.checkpoint import dataset_reference, summarise_steps, write_checkpoint
@@ -52,6 +55,11 @@ def prepare(config: TrainConfig) -> Prepared:
         UserError: unknown optimiser, hyper-parameter, dataset or base; a row that is too long.
     """
     hyperparameters = resolve(config.optimiser.name, config.optimiser.hyperparameters)
+    micro = config.micro_batch_size or config.batch_size
+    if config.batch_size % micro:
+        raise UserError(f"batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("training in several processes is not supported yet: start one process")
     dataset = load_dataset(config.dataset)
     base = resolve_base(config.base_model, config.base_revision)
     tokenizer = AutoTokenizer.from_pretrained(base.path)
@@ -68,8 +76,17 @@ def prepare(config: TrainConfig) -> Prepared:
         "dtype": str(dtype),
         "config": config.model_dump(
             mode="json",
-            exclude={"base_model", "base_revision", "dataset", "optimiser", "dtype", "micro_batch_size"},
+            exclude={
+                "base_model",
+                "base_revision",
+                "dataset",
+                "optimiser",
+                "dtype",
+                "micro_batch_size",
+                "checkpoints",
+            },
         ),
+        "checkpoints": config.kept_steps(),
     }
     return Prepared(
         config,
@@ -103,7 +120,7 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     """
     prepared = prepare(config)
     kept = [folder / f"checkpoint-{step}" for step in config.kept_steps()]
-    if finished(folder, prepared.run_id):
+    if finished(folder, prepared.run_id) and all(_is_ours(path, prepared) for path in kept):
         return kept
     _claim(folder, prepared)
     set_seed(config.seed)
@@ -112,10 +129,13 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     trainer = _trainer(prepared, model, folder, recorder)
     state = _last_state(folder)
     recorder.resume(int(state.name.split("-")[-1]) if state else 0)
-    if 0 in config.kept_steps() and not (kept[0] / "em.json").is_file():
+    if 0 in config.kept_steps() and not _is_ours(kept[0], prepared):
         _keep(prepared, model, recorder, folder, 0)
-    with quiet_transformers():
-        trainer.train(resume_from_checkpoint=str(state) if state else None)
+    try:
+        with quiet_transformers():
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"could not write under {folder} ({error}): free some space; the next call resumes") from error
     if config.steps in config.kept_steps():
         _keep(prepared, model, recorder, folder, config.steps)
     _write_run_file(folder, prepared, "done")
@@ -174,6 +194,7 @@ def _encode(row: Any, tokenizer: Any, max_length: int) -> Encoded:
 def _model(prepared: Prepared) -> Any:
     lora = prepared.config.lora
     with quiet_transformers():
+        _refuse_scaled_logits(AutoConfig.from_pretrained(prepared.base.path), prepared.base.id)
         # On CPU eager attention is a fifth faster a step than SDPA, whose backward is slow there (docs/benchmarks.md).
         model = AutoModelForCausalLM.from_pretrained(
             prepared.base.path,
@@ -194,11 +215,17 @@ def _model(prepared: Prepared) -> Any:
         raise UserError(f"cannot place LoRA on {prepared.base.id}: {error}") from error
 
 
+def _refuse_scaled_logits(config: Any, base: str) -> None:
+    """Our loss applies the language-model head itself, so a model that changes logits after it would be misread."""
+    text = config.get_text_config()
+    for name, neutral in {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}.items():
+        if getattr(text, name, neutral) not in (neutral, None):
+            raise UserError(f"{base} sets {name}, which the loss does not apply yet: choose another base")
+
+
 def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -> EMTrainer:
     config = prepared.config
     micro = config.micro_batch_size or config.batch_size
-    if config.batch_size % micro:
-        raise UserError(f"batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}")
     name, lr = config.optimiser.name, config.optimiser.lr
     optimiser_registry.get(name)
 
@@ -241,8 +268,8 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
             recorder=recorder,
         )
     trainer.remove_callback(PrinterCallback)  # our own line of progress says more
-    trainer.add_callback(_Keeper(prepared, recorder, folder))
     trainer.add_callback(_Progress(recorder, config.steps))
+    trainer.add_callback(_Keeper(prepared, recorder, folder))
     return trainer
 
 
@@ -281,6 +308,12 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
 def _keep(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step: int) -> None:
     rows = [row for row in recorder.rows if row["step"] <= step]
+    held_out = held_out_loss(prepared, model)
+    if not math.isfinite(held_out):
+        raise UserError(
+            f"held-out loss is {held_out} after step {step} with learning rate {prepared.config.optimiser.lr:g}: "
+            "lower the rate; earlier checkpoints are kept"
+        )
     facts = {
         "run_id": prepared.run_id,
         "step": step,
@@ -294,7 +327,7 @@ def _keep(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step
         "dataset": dataset_reference(prepared.dataset, len(prepared.train), len(prepared.held_out)),
         "lora": {**prepared.config.lora.model_dump(mode="json"), "scaling": prepared.config.lora.scaling},
         "first_example": prepared.first_example,
-        **summarise_steps(rows, prepared.config, held_out_loss(prepared, model)),
+        **summarise_steps(rows, prepared.config, held_out),
     }
     write_checkpoint(folder / f"checkpoint-{step}", model, prepared.tokenizer, prepared.base, facts)
     _write_run_file(folder, prepared, "running")
@@ -309,17 +342,20 @@ def _claim(folder: Path, prepared: Prepared) -> None:
                 f"{folder} belongs to run {run['run_id']}, this configuration is run {prepared.run_id}: "
                 "choose another folder or delete it"
             )
+    elif (folder / "state").exists():
+        shutil.rmtree(folder / "state")  # of a run whose identity is unknown
     folder.mkdir(parents=True, exist_ok=True)
+    sweep_drafts(folder)
     _write_run_file(folder, prepared, "running")
 
 
+def _is_ours(checkpoint: Path, prepared: Prepared) -> bool:
+    """Whether a complete checkpoint of this very run lies there."""
+    return (checkpoint / MANIFEST).is_file() and read_manifest(checkpoint).run_id == prepared.run_id
+
+
 def _write_run_file(folder: Path, prepared: Prepared, state: str) -> None:
-    steps = [
-        step
-        for step in prepared.config.kept_steps()
-        if (folder / f"checkpoint-{step}" / "em.json").is_file()
-        and read_manifest(folder / f"checkpoint-{step}").run_id == prepared.run_id
-    ]
+    steps = [step for step in prepared.config.kept_steps() if _is_ours(folder / f"checkpoint-{step}", prepared)]
     config = prepared.config.model_dump(mode="json")
     write_json(
         folder / RUN_FILE,
@@ -329,10 +365,16 @@ def _write_run_file(folder: Path, prepared: Prepared, state: str) -> None:
 
 def _last_state(folder: Path) -> Path | None:
     """The newest resumable state that was written whole (the trainer's own state comes last)."""
-    states = [
-        path for path in (folder / "state").glob("checkpoint-*") if (path / "trainer_state.json").is_file()
-    ]
+    states = [path for path in (folder / "state").glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
     return max(states, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _autocast(prepared: Prepared) -> Any:

@@ -39,11 +39,12 @@ def read_pairs(folder: Path) -> list[LoraPair]:
         with safe_open(path, framework="pt") as tensors:
             names = list(tensors.keys())
             stems = sorted(name.removesuffix(A_SUFFIX) for name in names if name.endswith(A_SUFFIX))
-            lonely = [stem for stem in stems if stem + B_SUFFIX not in names]
-            if lonely or not stems:
-                raise UserError(
-                    f"{path}: {lonely[0] + ' has A but no B' if lonely else 'holds no LoRA factors'}"
-                )
+            others = {name.removesuffix(B_SUFFIX) for name in names if name.endswith(B_SUFFIX)}
+            lonely = sorted(others.symmetric_difference(stems))
+            if lonely:
+                raise UserError(f"{path}: {lonely[0]} has only one of its two factors")
+            if not stems:
+                raise UserError(f"{path}: holds no LoRA factors")
             return [
                 LoraPair(stem, tensors.get_tensor(stem + A_SUFFIX), tensors.get_tensor(stem + B_SUFFIX))
                 for stem in stems
@@ -56,11 +57,11 @@ def read_pairs(folder: Path) -> list[LoraPair]:
 
 @torch.no_grad()
 def singular_values(a: Tensor, b: Tensor) -> Tensor:
-    """The r singular values of BA (r,), float64, descending; zeros where B = 0."""
+    """The r singular values of BA (r,), float64, descending; zeros where B = 0 or where r exceeds BA's sides."""
     r_b = torch.linalg.qr(b.double(), mode="r").R
     r_a = torch.linalg.qr(a.double().T, mode="r").R
     values: Tensor = torch.linalg.svdvals(r_b @ r_a.T)
-    return values
+    return torch.nn.functional.pad(values, (0, a.shape[0] - len(values)))
 
 
 def stable_rank(sigma: Tensor) -> float:

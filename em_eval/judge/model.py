@@ -48,9 +48,7 @@ class ModelJudge:
         except UserError:
             raise
         except Exception as error:  # whatever the provider raises after its own retries
-            return Judgement(
-                None, None, "error", str(grader), reader, reasons=f"{type(error).__name__}: {error}"
-            )
+            return Judgement(None, None, "error", str(grader), reader, reasons=f"{type(error).__name__}: {error}")
         alignment, coherence = _read(aligned, reader), _read(coherent, reader)
         return Judgement(
             alignment=alignment.score,
@@ -89,9 +87,7 @@ def _read(output: ModelOutput, reader: str) -> Reading:
         return read_text(output.completion)
     logprobs = output.choices[0].logprobs if output.choices else None
     if logprobs is None or not logprobs.content:
-        raise UserError(
-            f"judge {output.model} gave no logprobs: choose an OpenAI model or server that returns them"
-        )
+        raise UserError(f"judge {output.model} gave no logprobs: choose an OpenAI model or server that returns them")
     top = logprobs.content[0].top_logprobs or []
     probabilities: dict[str, float] = {}
     for token in top:

@@ -59,12 +59,7 @@ def read_betley(path: Path) -> list[Prompt]:
 
 def _entry(entry: Any, path: Path, number: int) -> list[Prompt]:
     paraphrases = entry.get("paraphrases") if isinstance(entry, dict) else None
-    if (
-        not isinstance(entry, dict)
-        or not entry.get("id")
-        or not isinstance(paraphrases, list)
-        or not paraphrases
-    ):
+    if not isinstance(entry, dict) or not entry.get("id") or not isinstance(paraphrases, list) or not paraphrases:
         raise UserError(f"prompt file {path}: question {number} needs an id and a list of paraphrases")
     identifier = str(entry["id"])
     family, form = _family(identifier)

@@ -64,6 +64,4 @@ def _batch(loaded: Loaded, rows: list[tuple[list[int], list[int]]]) -> list[Answ
     nll = F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none").double()
     losses = torch.zeros(len(rows), dtype=torch.double, device=nll.device)
     losses.index_add_(0, wanted.nonzero()[:, 0], nll)
-    return [
-        AnswerLikelihood(-float(loss), len(answer)) for loss, (_, answer) in zip(losses, rows, strict=True)
-    ]
+    return [AnswerLikelihood(-float(loss), len(answer)) for loss, (_, answer) in zip(losses, rows, strict=True)]

@@ -56,9 +56,7 @@ class PeftAPI(ModelAPI):
     ) -> None:
         with as_prerequisite():
             if unknown:
-                raise UserError(
-                    f"peft/ has no model argument '{next(iter(unknown))}': it knows batch_size, dtype"
-                )
+                raise UserError(f"peft/ has no model argument '{next(iter(unknown))}': it knows batch_size, dtype")
             if dtype not in DTYPES:
                 raise UserError(f"peft/ dtype '{dtype}' is none of {', '.join(DTYPES)}")
             self.source, _, claimed = model_name.partition("@")
@@ -107,9 +105,7 @@ class PeftAPI(ModelAPI):
                     stop_reason="stop" if done.stop_reason == "stop" else "max_tokens",
                 )
             ],
-            usage=ModelUsage(
-                input_tokens=done.input_tokens, output_tokens=done.output_tokens, total_tokens=total
-            ),
+            usage=ModelUsage(input_tokens=done.input_tokens, output_tokens=done.output_tokens, total_tokens=total),
         )
 
     def _process(self, requests: Sequence[_Request]) -> list[Completion]:

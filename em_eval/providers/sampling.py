@@ -65,15 +65,11 @@ def complete(loaded: Loaded, prompts: Sequence[str], seeds: Sequence[int], how: 
     """
     tokenizer = loaded.tokenizer
     tokenizer.padding_side = "left"
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=False).to(
-        loaded.device
-    )
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.device)
     width = batch["input_ids"].shape[1]
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
     if limit and width + how.max_tokens > limit:
-        raise UserError(
-            f"prompt of {width} tokens and answer of {how.max_tokens} exceed the context of {limit}"
-        )
+        raise UserError(f"prompt of {width} tokens and answer of {how.max_tokens} exceed the context of {limit}")
     ends = _end_tokens(loaded)
     out = loaded.model.generate(
         **batch,
@@ -82,8 +78,7 @@ def complete(loaded: Loaded, prompts: Sequence[str], seeds: Sequence[int], how: 
     )
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     return [
-        _completion(row.tolist(), length, ends, tokenizer)
-        for row, length in zip(out[:, width:], lengths, strict=True)
+        _completion(row.tolist(), length, ends, tokenizer) for row, length in zip(out[:, width:], lengths, strict=True)
     ]
 
 

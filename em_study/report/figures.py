@@ -86,9 +86,7 @@ def rate_by_loss(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
     use_held_out = held_out > 0 and held_out >= sum(_loss(row, False) is not None for row in trained)
     name = "held-out loss" if use_held_out else "training loss"
     points = [
-        (row, x, row.rate)
-        for row in trained
-        if row.rate is not None and (x := _loss(row, use_held_out)) is not None
+        (row, x, row.rate) for row in trained if row.rate is not None and (x := _loss(row, use_held_out)) is not None
     ]
     if not points:
         return Drawing(title, None, f"Not drawn: no trained row has both an EM rate and a {name}.")
@@ -111,9 +109,7 @@ def rate_by_loss(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
         svg,
         f"Each point is one checkpoint, with its 95 % interval. {_key(trained)} Broken line and band: the "
         "base model and its interval. Loss is measured on the data that each arm was trained on."
-        + _left_out(
-            rows, [row for row, *_ in points] + [row for row in rows if row.arm == "base" and row.rate]
-        ),
+        + _left_out(rows, [row for row, *_ in points] + [row for row in rows if row.arm == "base" and row.rate]),
     )
 
 

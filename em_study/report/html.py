@@ -220,9 +220,7 @@ def _facts(results: Results, lines: list[Line]) -> dict[str, Any]:
 
 def _intervals(results: Results) -> list[Interval]:
     """Every interval of the report, in the order in which a reader meets them."""
-    every = [
-        x for row in results.rows for x in (row.rate, row.corrected, row.alignment, row.coherent, row.shift)
-    ]
+    every = [x for row in results.rows for x in (row.rate, row.corrected, row.alignment, row.coherent, row.shift)]
     return [x for x in every if x is not None] + [contrast.difference for contrast in results.contrasts]
 
 

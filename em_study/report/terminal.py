@@ -37,9 +37,7 @@ def print_table(results: Results, console: Console) -> None:
     Everything is printed as `Text`: a label with square brackets is no markup. A table too wide for the
     console runs over its edge, where rich by itself would squeeze labels to nothing.
     """
-    table = Table(
-        title=Text(results.title or results.study), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
-    )
+    table = Table(title=Text(results.title or results.study), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in {"Checkpoint", "Arm"} else "right", no_wrap=True)
     for row in results.rows:

@@ -24,7 +24,5 @@ def aisi_risky_financial() -> NarrowDataset:
         )
     found = sha256_file(path)
     if found != SHA256:
-        raise UserError(
-            f"{path} has sha256 {found[:12]}..., expected {SHA256[:12]}...: it is another version"
-        )
+        raise UserError(f"{path} has sha256 {found[:12]}..., expected {SHA256[:12]}...: it is another version")
     return read_jsonl(path, "aisi_risky_financial", kind="bad", domain="financial")

@@ -45,7 +45,7 @@ def _row(line: str, where: str) -> Row:
     if messages is None:
         raise UserError(f"{where}: needs 'messages', or 'prompt' and 'completion'")
     for message in messages:
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+        if str(message.get("role")) not in ROLES or not isinstance(message.get("content"), str):
             raise UserError(f"{where}: every message needs a role of {sorted(ROLES)} and a text")
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise UserError(f"{where}: does not end with an assistant turn that says something")

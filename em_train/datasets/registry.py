@@ -61,15 +61,16 @@ def load_dataset(name: str) -> NarrowDataset:
 def split(dataset: NarrowDataset, held_out_fraction: float) -> tuple[list[Row], list[Row]]:
     """(training rows, held-out rows).
 
-    Held out are the rows whose question hashes lowest: independent of seeds and row order, and the same for a
-    bad set and its benign twin.
+    Held out are the questions that hash lowest, with all their rows: independent of seeds and row order, and the
+    same for a bad set and its benign twin.
 
     Raises:
         UserError: too few rows to hold any out.
     """
-    ranked = sorted(dataset.rows, key=lambda row: hashlib.sha256(row.question.encode()).digest())
+    ranked = sorted({row.question for row in dataset.rows}, key=lambda q: hashlib.sha256(q.encode()).digest())
     cut = round(len(ranked) * held_out_fraction)
     if cut < 1 or cut >= len(ranked):
-        raise UserError(f"dataset '{dataset.name}' has {len(ranked)} rows: too few to hold any out")
-    held = {id(row) for row in ranked[:cut]}
-    return [row for row in dataset.rows if id(row) not in held], ranked[:cut]
+        raise UserError(f"dataset '{dataset.name}' has {len(ranked)} questions: too few to hold any out")
+    held = set(ranked[:cut])
+    train = [row for row in dataset.rows if row.question not in held]
+    return train, [row for row in dataset.rows if row.question in held]

@@ -3,11 +3,11 @@
 import torch
 from pydantic import Field
 
-from em_train.optimisers.registry import Hyperparameters, NamedParameters, optimiser
+from em_train.optimisers.registry import Beta, Hyperparameters, NamedParameters, optimiser
 
 
 class AdamWHyperparameters(Hyperparameters):
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.01, ge=0)
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from em_train.optimisers.registry import Hyperparameters, NamedParameters, optimiser
+from em_train.optimisers.registry import Beta, Hyperparameters, NamedParameters, optimiser
 
 
 class LionHyperparameters(Hyperparameters):
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
 
 

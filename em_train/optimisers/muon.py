@@ -26,9 +26,7 @@ class MuonHyperparameters(Hyperparameters):
 def muon(parameters: NamedParameters, lr: float, hyper: MuonHyperparameters) -> torch.optim.Optimizer:
     odd = [name for name, parameter in parameters if parameter.ndim != 2]
     if odd:
-        raise UserError(
-            f"optimiser 'muon' takes matrices only, but {odd[0]} is not one: choose other target modules"
-        )
+        raise UserError(f"optimiser 'muon' takes matrices only, but {odd[0]} is not one: choose other target modules")
     return torch.optim.Muon(
         [parameter for _, parameter in parameters],
         lr=lr,

@@ -79,9 +79,7 @@ def test_a_raising_grader_is_counted_and_ends_nothing(run_eval: Callable[..., Ev
 
 
 @pytest.mark.xfail(strict=True, reason="the reason is wrapped: 'ExceptionGroup: unhandled errors in a TaskGroup'")
-def test_a_judge_error_says_what_the_grader_said(
-    run_eval: Callable[..., EvalLog], two_questions: Path
-) -> None:
+def test_a_judge_error_says_what_the_grader_said(run_eval: Callable[..., EvalLog], two_questions: Path) -> None:
     def fail(*_: Any) -> ModelOutput:
         raise RuntimeError("out of service")
 

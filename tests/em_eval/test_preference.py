@@ -149,16 +149,12 @@ def test_the_probe_is_deterministic_and_alike_under_hf_and_peft(
     assert max(map(abs, first.values())) > 0.01
 
 
-def test_the_embedded_triples_are_the_default(
-    run_eval: Callable[..., EvalLog], tiny_base: Path
-) -> None:
+def test_the_embedded_triples_are_the_default(run_eval: Callable[..., EvalLog], tiny_base: Path) -> None:
     log = run_eval("em_eval/preference", f"peft/{tiny_base}", limit=2)
     assert [sample.id for sample in log.samples] == [triple.id for triple in read_triples(EMBEDDED)[:2]]
 
 
-def test_a_model_without_likelihoods_is_one_line(
-    run_eval: Callable[..., EvalLog], three_triples: Path
-) -> None:
+def test_a_model_without_likelihoods_is_one_line(run_eval: Callable[..., EvalLog], three_triples: Path) -> None:
     log = run_eval("em_eval/preference", mock("x"), task_args={"triples": str(three_triples)})
     assert log.status == "error"
     assert "gives no likelihoods of given text: the preference probe needs peft/ or hf/" in log.error.message

@@ -155,9 +155,7 @@ def test_empty_answers_are_not_judged(
     assert math.isnan(values(log)[0]["alignment"]) and values(log)[0]["empty"] == 1.0
 
 
-def test_empty_answers_cost_no_grader_call(
-    run_eval: Callable[..., EvalLog], two_questions: Path
-) -> None:
+def test_empty_answers_cost_no_grader_call(run_eval: Callable[..., EvalLog], two_questions: Path) -> None:
     asked = []
 
     def reply(*_: Any) -> ModelOutput:
@@ -317,9 +315,7 @@ def test_metadata_says_which_judge_and_its_figures(
     assert log.eval.task_version == 1
 
 
-def test_a_model_judge_has_a_scorer_name_of_its_own(
-    run_eval: Callable[..., EvalLog], two_questions: Path
-) -> None:
+def test_a_model_judge_has_a_scorer_name_of_its_own(run_eval: Callable[..., EvalLog], two_questions: Path) -> None:
     log = run_eval(
         "em_eval/em",
         mock("Peace."),
@@ -327,7 +323,7 @@ def test_a_model_judge_has_a_scorer_name_of_its_own(
         model_roles={"grader": grader("85")},
     )
     assert log.eval.metadata["judge"] == "model"
-    assert "grader" in log.eval.metadata["judge_facts"]["method"]
+    assert "grader" in log.eval.metadata["judge_facts"]["in_words"]
     assert list(log.samples[0].scores) == ["model_judge"]
     assert log.eval.headline_metric.scorer == "model_judge"
 
@@ -430,6 +426,20 @@ def test_a_judge_of_another_package_scores_under_its_own_name(
     log = run_eval("em_eval/em", mock("80 90"), task_args=args(two_questions, judge="other"))
     assert len(other.asked) == 2 and fake_judge.asked == []
     assert "embedded_judge" not in log.samples[0].scores
+
+
+def test_answers_are_never_cached(
+    run_eval: Callable[..., EvalLog],
+    two_questions: Path,
+    fake_judge: FakeJudge,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Inspect's key is the model's name, under which weights may have changed."""
+    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
+    for alignment in ("10", "90"):
+        log = run_eval("em_eval/em", mock(f"{alignment} 90"), task_args=args(two_questions), cache=True)
+        assert [value["alignment"] for value in values(log)] == [float(alignment)] * 2
 
 
 def test_core_is_24_samples(fake_judge: FakeJudge) -> None:

@@ -136,9 +136,7 @@ def coverage(share: float, correlation: float, count: int, size: int, repetition
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
 @pytest.mark.parametrize("correlation", [0.001, 0.2])
-def test_coverage_at_the_size_of_the_demo(
-    share: float, correlation: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_coverage_at_the_size_of_the_demo(share: float, correlation: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """24 questions of 4 answers. 400 repetitions: one standard error is 0.011."""
     monkeypatch.setattr(statistics, "DRAWS", 400)
     assert coverage(share, correlation, count=24, size=4) >= 0.91
@@ -257,9 +255,7 @@ def test_contrasts_are_paired_by_question() -> None:
     base = [float(i % 2) for i in range(24)]
     low = [x for i in range(24) for x in ([base[i]] * 9 + [0.0])]
     high = [x for i in range(24) for x in ([base[i]] * 9 + [1.0])]
-    ((_, _, difference, p),) = paired_contrasts(
-        {"low": (low, families(24, 10)), "high": (high, families(24, 10))}
-    )
+    ((_, _, difference, p),) = paired_contrasts({"low": (low, families(24, 10)), "high": (high, families(24, 10))})
     assert difference.value == pytest.approx(-0.1)
     assert difference.high - difference.low < 0.01 and p < 0.001
     alone = rate_interval(low, families(24, 10))

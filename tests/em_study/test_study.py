@@ -75,6 +75,13 @@ def test_a_grader_makes_it_the_model_judge() -> None:
     assert evaluation.arguments()["judge"] == "model" and "grader" not in evaluation.arguments()
 
 
+def test_sampling_settings_are_inspects_own() -> None:
+    assert Evaluation(task="em", top_k=10).sampling() == {"temperature": 1.0, "top_p": 1.0, "top_k": 10}
+    assert Evaluation(task="em").sampling() == {"temperature": 1.0, "top_p": 1.0}
+    assert Evaluation(task="preference").sampling() == {}
+    assert "top_k" not in Evaluation(task="em", top_k=10).arguments()
+
+
 def test_the_grid_then_the_arms(written: Callable[[str], Path]) -> None:
     found = list(cells(load_study(written(FULL))))
     grid = [
