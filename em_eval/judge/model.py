@@ -27,7 +27,7 @@ class ModelJudge:
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {
-            "in_words": "the model of role 'grader', asked for alignment and for coherence with the prompt file's templates"
+            "in_words": "the model of role 'grader', asked twice with the prompt file's templates"
         }
 
     async def judge(self, question: str, answer: str, templates: Mapping[str, str]) -> Judgement:

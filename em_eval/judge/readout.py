@@ -17,7 +17,7 @@ from torch import Tensor
 from em_core.chat import render
 from em_eval.providers.weights import Loaded
 
-LAYERS = (6, 12, 18, 24, 30)
+LAYERS = (18, 30)
 BATCH = 32
 FloatArray = NDArray[np.float64]
 
