@@ -28,9 +28,11 @@ def fetch(urls: list[str], sha256: str, name: str) -> Path:
     with httpx.Client(follow_redirects=True, timeout=20) as client:
         for url in urls:
             for pause in PAUSES:
-                reason = _try(client, url, sha256, target)
+                reason, passing = _try(client, url, sha256, target)
                 if reason is None:
                     return target
+                if not passing:
+                    break
                 time.sleep(pause)
             reasons.append(f"{url}: {reason}")
     raise UserError(
@@ -38,7 +40,8 @@ def fetch(urls: list[str], sha256: str, name: str) -> Path:
     )
 
 
-def _try(client: httpx.Client, url: str, sha256: str, target: Path) -> str | None:
+def _try(client: httpx.Client, url: str, sha256: str, target: Path) -> tuple[str | None, bool]:
+    """(why it failed or None, whether trying again may help)."""
     handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as sink, client.stream("GET", url) as answer:
@@ -47,11 +50,15 @@ def _try(client: httpx.Client, url: str, sha256: str, target: Path) -> str | Non
                 sink.write(block)
         found = sha256_file(Path(draft))
         if found != sha256:
-            return f"sha256 {found[:12]}..., expected {sha256[:12]}..."
+            return f"sha256 {found[:12]}..., expected {sha256[:12]}...", False
         os.chmod(draft, 0o644)
         os.replace(draft, target)
-        return None
+        return None, False
+    except httpx.HTTPStatusError as error:
+        return f"{type(error).__name__} {error}", error.response.status_code >= 500
+    except httpx.TransportError as error:
+        return f"{type(error).__name__} {error}", True
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        return f"{type(error).__name__} {error}"
+        return f"{type(error).__name__} {error}", False
     finally:
         Path(draft).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from em_core.errors import UserError
 from em_core.files import atomic_folder, sha256_file, sha256_json, write_json
@@ -172,6 +173,16 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         model.config._name_or_path = EMBEDDED
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def changes_logits(config: Any) -> str | None:
+    """The setting by which a model changes its logits after the language-model head (Granite, Cohere, Gemma 2), or
+    None: where one is set, applying the head alone gives other likelihoods than the model's."""
+    text = config.get_text_config()
+    for name, neutral in {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}.items():
+        if getattr(text, name, neutral) not in (neutral, None):
+            return name
+    return None
 
 
 @contextmanager

@@ -26,3 +26,12 @@ def data_dir() -> Path | None:
     if not path.is_dir():
         raise UserError(f"EM_DATA_DIR={value} is not a folder: unset it or point it at your copy of the data")
     return path
+
+
+def from_users_folder(path: str) -> str:
+    """A relative path as the user meant it: Inspect builds a file's task in that file's folder, not in theirs."""
+    if not Path(path).is_absolute() and not Path(path).exists():
+        there = Path(os.environ.get("PWD", ".")) / path
+        if there.exists():
+            return str(there)
+    return path

@@ -27,6 +27,7 @@ class Registry(Generic[T]):
         self.package = package or group
         self._entries: dict[str, T] = {}
         self._loaded = False
+        self._broken: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: make `name` reachable. A second owner of a name is an error, never a silent override."""
@@ -50,6 +51,8 @@ class Registry(Generic[T]):
             UserError: no such plugin; the message lists the nearest names, or all of them.
         """
         self._load()
+        if name in self._broken:
+            raise UserError(f"{self.kind} plugin '{name}': {self._broken[name]}: mend or remove it")
         if name not in self._entries:
             near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(self.names())}"
@@ -65,8 +68,6 @@ class Registry(Generic[T]):
         for point in entry_points(group=self.group):
             try:
                 self.register(point.name)(point.load())
-            except ImportError as error:
-                raise UserError(
-                    f"{self.kind} plugin '{point.name}' ({point.value}) cannot be imported ({error}): mend or remove it"
-                ) from error
+            except ImportError as error:  # it must not take the others with it
+                self._broken[point.name] = f"{point.value} cannot be imported ({error})"
         self._loaded = True

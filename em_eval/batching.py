@@ -24,12 +24,15 @@ class Batcher(Generic[In, Out]):
     """Collects concurrent requests and runs them together in a worker thread, in order of arrival.
 
     Args:
-        process: maps a batch to its results, one each; it runs outside the event loop.
+        process: maps a batch to its results, one each (an exception fails that request alone); it runs outside the
+            event loop.
         size: largest batch.
         linger: seconds without a new arrival after which a smaller batch starts.
     """
 
-    def __init__(self, process: Callable[[Sequence[In]], list[Out]], size: int, linger: float = 0.1) -> None:
+    def __init__(
+        self, process: Callable[[Sequence[In]], Sequence[Out | Exception]], size: int, linger: float = 0.1
+    ) -> None:
         self.process, self.size, self.linger = process, size, linger
         self._loop: Any = None
 
@@ -44,7 +47,7 @@ class Batcher(Generic[In, Out]):
         try:
             async with self._turn:
                 if not slot.done:
-                    await self._run()
+                    await self._run(slot)
         except BaseException:
             if slot in self._waiting:
                 self._waiting.remove(slot)
@@ -54,19 +57,25 @@ class Batcher(Generic[In, Out]):
         assert slot.result is not None
         return slot.result
 
-    async def _run(self) -> None:
+    async def _run(self, own: _Slot[In, Out]) -> None:
         count = -1
         while count != len(self._waiting) and len(self._waiting) < self.size:
             count = len(self._waiting)
             await anyio.sleep(self.linger)
         batch, self._waiting[: self.size] = self._waiting[: self.size], []
         try:
-            results = await run_sync(self.process, [slot.item for slot in batch])
-            for slot, result in zip(batch, results, strict=True):
-                slot.result = result
+            with anyio.CancelScope(shield=True):
+                results = await run_sync(self.process, [slot.item for slot in batch])
         except Exception as error:
             for slot in batch:
-                slot.error = error
-        finally:
-            for slot in batch:
-                slot.done = True
+                slot.error, slot.done = error, True
+            return
+        except BaseException:  # this request was cancelled from outside: the others get another turn
+            self._waiting[:0] = [slot for slot in batch if slot is not own]
+            raise
+        for slot, result in zip(batch, results, strict=True):
+            slot.done = True
+            if isinstance(result, Exception):
+                slot.error = result
+            else:
+                slot.result = result

@@ -5,7 +5,6 @@ other); what counts is its paired shift from the base model, pair by pair.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from em_core.errors import UserError
+from em_core.places import from_users_folder
 from em_eval.batching import Batcher
 from em_eval.errors import as_prerequisite
 
@@ -47,7 +47,9 @@ def read_triples(path: Path) -> list[Triple]:
     if not path.is_file():
         raise UserError(f"triples file {path} does not exist")
     triples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             raw = json.loads(line)
             triples.append(Triple(**{name: str(raw[name]) for name in FIELDS}))
@@ -63,7 +65,7 @@ def preference_task(triples: str = "embedded") -> Task:
         triples: "embedded" or a JSONL file with id, theme, question, aligned, misaligned.
     """
     with as_prerequisite():
-        path = EMBEDDED if triples == "embedded" else Path(os.environ.get("PWD", ".")) / triples
+        path = EMBEDDED if triples == "embedded" else Path(from_users_folder(triples))
         chosen = read_triples(path)
     samples = [
         Sample(

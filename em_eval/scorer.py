@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from inspect_ai.model import get_model
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
@@ -43,6 +44,12 @@ def embedded_judge_scorer() -> Scorer:
 def model_judge_scorer() -> Scorer:
     """Scores by the model of role `grader`."""
     return _scorer(lambda: judge_registry.get("model")())
+
+
+@scorer(name="plugin_judge", metrics=METRICS)
+def plugin_judge_scorer(judge: str) -> Scorer:
+    """Scores by a judge of another package; its name is the scorer's argument and stands in every score."""
+    return _scorer(lambda: judge_registry.get(judge)())
 
 
 def _scorer(make: Callable[[], Judge]) -> Scorer:
@@ -88,7 +95,9 @@ def _truncated(state: TaskState) -> bool:
     """Whether the answer was cut; where a provider does not say why it stopped, by its token count."""
     reason = state.output.stop_reason
     limit = state.metadata.get("max_tokens")
-    usage = state.output.usage
-    if reason == "unknown" and usage is not None and limit is not None:
-        return usage.output_tokens >= int(limit)
-    return reason in {"max_tokens", "model_length"}
+    if reason != "unknown" or limit is None:
+        return reason in {"max_tokens", "model_length"}
+    tokenizer = getattr(get_model().api, "tokenizer", None)
+    if tokenizer is not None:  # `hf/` counts the padded batch: count this answer, whose end token is not in the text
+        return len(tokenizer(state.output.completion, add_special_tokens=False)["input_ids"]) >= int(limit)
+    return state.output.usage is not None and state.output.usage.output_tokens >= int(limit)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from inspect_ai.viewer import (
 
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST
+from em_core.places import from_users_folder
 from em_eval import prompts
 from em_eval.errors import as_prerequisite
 from em_eval.judge import judge_registry
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_eval.scorer import embedded_judge_scorer, model_judge_scorer
+from em_eval.scorer import embedded_judge_scorer, model_judge_scorer, plugin_judge_scorer
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_TOKENS = 600
@@ -48,11 +48,12 @@ def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int
         PrerequisiteError: unknown prompt set or judge, no grader where one is demanded.
     """
     with as_prerequisite():
-        chosen = prompts.load(_absolute(questions))
+        chosen = prompts.load(from_users_folder(questions) if questions.endswith((".yaml", ".yml")) else questions)
         if samples < 1 or max_tokens < 1:
             raise UserError(f"samples={samples} and max_tokens={max_tokens} must be at least 1")
         name, scorer = _judge(judge)
         facts = judge_registry.get(name)().facts
+    shown = f"{name}_judge" if name in {"embedded", "model"} else "plugin_judge"
     return Task(
         dataset=MemoryDataset([_sample(prompt, max_tokens) for prompt in chosen], name=questions),
         solver=answer(seed),
@@ -67,8 +68,8 @@ def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int
             "judge_facts": facts,
             "headline_rate": {"name": HEADLINE, "definition": DEFINITIONS[HEADLINE].words},
         },
-        viewer=_viewer(f"{name}_judge"),
-        headline_metric=HeadlineMetric(scorer=f"{name}_judge", score="misaligned", metric="mean"),
+        viewer=_viewer(shown),
+        headline_metric=HeadlineMetric(scorer=shown, score="misaligned", metric="mean"),
     )
 
 
@@ -118,7 +119,7 @@ def _judge(judge: str) -> tuple[str, Scorer]:
         if not _grader_given():
             raise UserError("judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
         return judge, model_judge_scorer()
-    return judge, embedded_judge_scorer()
+    return judge, embedded_judge_scorer() if judge == "embedded" else plugin_judge_scorer(judge)
 
 
 def _grader_given() -> bool:
@@ -126,14 +127,6 @@ def _grader_given() -> bool:
     from inspect_ai.model import model_roles
 
     return "grader" in model_roles()
-
-
-def _absolute(questions: str) -> str:
-    """Inspect builds a file's task in that file's folder; the user's path is relative to where they stood."""
-    if questions.endswith((".yaml", ".yml")) and not Path(questions).is_absolute():
-        here = Path(os.environ.get("PWD", ".")) / questions
-        return str(here) if here.is_file() else questions
-    return questions
 
 
 def _sample(prompt: prompts.Prompt, max_tokens: int) -> Sample:

@@ -100,6 +100,16 @@ def fit(
     print(fit_judge(labels, rival))
 
 
+@judge_app.command(epilog="Example: em judge show")
+def show() -> None:
+    """The embedded judge's measured figures, as Markdown."""
+    from em_eval.judge import judge_registry
+    from em_eval.judge.figures import markdown
+
+    facts = judge_registry.get("embedded")().facts
+    print(f"{facts['in_words']}.\n\n{markdown(facts)}")
+
+
 def _report(path: Path) -> None:
     from em_study.execute import existing, targets
     from em_study.report import print_table, write_report

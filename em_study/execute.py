@@ -51,19 +51,18 @@ def train_all(study: Study) -> tuple[list[Trained], list[str]]:
 
     trained: list[Trained] = []
     failures: list[str] = []
-    every = list(cells(study))
-    for number, cell in enumerate(every, 1):
+    planned: list[tuple[Cell, str]] = []
+    for cell in cells(study):  # all of them first: a mistake anywhere stops the study before any training
         try:
-            prepared = prepare(cell.config)
+            planned.append((cell, prepare(cell.config).run_id))
         except UserError as error:
-            if cell.optional:
-                console.print(f"left out {cell.label}: {error}")
-                continue
-            raise  # a mistake in the study file stops the study before any training
-        folder = run_folder(study, cell, prepared.run_id)
-        console.print(
-            f"[{number}/{len(every)}] {cell.label}: {'done' if finished(folder, prepared.run_id) else 'training'}"
-        )
+            if not cell.optional:
+                raise
+            console.print(f"left out {cell.label}: {error}")
+    for number, (cell, run_id) in enumerate(planned, 1):
+        folder = run_folder(study, cell, run_id)
+        state = "done" if finished(folder, run_id) else "training"
+        console.print(f"[{number}/{len(planned)}] {cell.label}: {state}")
         try:
             trained.append(Trained(cell, folder, train(cell.config, folder)))
         except Exception as error:  # one cell's failure never stops another's
@@ -115,12 +114,12 @@ def evaluate_all(study: Study, chosen: list[Target]) -> list[str]:
         for evaluation in study.evaluations:
             name = f"{target.label}: {evaluation.task}"
             try:
-                state = evaluate(study, target, evaluation, f"[{number}/{len(chosen)}] {name}")
+                reason = evaluate(study, target, evaluation, f"[{number}/{len(chosen)}] {name}")
             except Exception as error:
                 failures.append(_keep_failure(log_folder(study, target), f"evaluation {name}", error))
                 continue
-            if not state:
-                failures.append(f"evaluation {name} did not finish: see {log_folder(study, target)}")
+            if reason is not None:
+                failures.append(f"evaluation {name} did not finish ({reason}): see {log_folder(study, target)}")
     return failures
 
 
@@ -128,15 +127,18 @@ def log_folder(study: Study, target: Target) -> Path:
     return Path("logs") / study.name / target.label
 
 
-def evaluate(study: Study, target: Target, evaluation: Evaluation, heading: str) -> bool:
-    """One Inspect task on one checkpoint, as an eval set of one: finished logs are kept, partial ones resumed."""
+def evaluate(study: Study, target: Target, evaluation: Evaluation, heading: str) -> str | None:
+    """One Inspect task on one checkpoint, as an eval set of one: finished logs are kept, partial ones resumed.
+
+    Returns why it did not finish, or None.
+    """
     from inspect_ai import eval_set
 
     model = f"peft/{target.checkpoint}@{content_hash(str(target.checkpoint))}"
     folder = log_folder(study, target) / evaluation.task
     started = time.monotonic()
     console.print(f"{heading} ...", end=" ")
-    ok, _ = eval_set(
+    ok, logs = eval_set(
         f"em_eval/{evaluation.task}",
         task_args=evaluation.arguments(),
         log_dir=str(folder),
@@ -157,7 +159,9 @@ def evaluate(study: Study, target: Target, evaluation: Evaluation, heading: str)
         **evaluation.sampling(),
     )
     console.print(f"{'done' if ok else 'not finished'} ({time.monotonic() - started:.0f} s)")
-    return ok
+    if ok:
+        return None
+    return next((log.error.message.splitlines()[0] for log in logs if log.error), "no reason given")
 
 
 def manifest_for_log(checkpoint: Path) -> dict[str, Any]:

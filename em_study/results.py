@@ -106,7 +106,6 @@ class Results:
 ARM = {"bad": "bad", "benign": "benign", "unknown": "other data"}
 NAMES = {"adamw": "AdamW", "adam": "Adam", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
 SIGNIFICANCE = 0.05
-ENOUGH_LABELS = 15
 
 
 def collect(study: Study, chosen: list[Target]) -> Results:
@@ -157,16 +156,20 @@ def answers(log: EvalLog) -> list[Answer]:
 
 
 def _logs(study: Study, target: Target) -> dict[str, EvalLog]:
-    """The newest finished log of each task for a checkpoint; a log of other weights is not its log."""
+    """The newest finished log of each task for a checkpoint; one of other weights or settings is not its log."""
     found: dict[str, EvalLog] = {}
+    asked: dict[str, dict[str, Any]] = {e.task: e.arguments() for e in study.evaluations}
     adapter = read_manifest(target.checkpoint).adapter_sha256[:8]
     folder = log_folder(study, target)
     if not folder.is_dir():
         return found
     for info in list_eval_logs(str(folder), descending=False):
         header = read_eval_log(info, header_only=True)
-        if header.status == "success" and header.eval.model.endswith(f"@{adapter}"):
-            found[header.eval.task.rpartition("/")[2]] = read_eval_log(info)
+        task = header.eval.task.rpartition("/")[2]
+        if header.status != "success" or not header.eval.model.endswith(f"@{adapter}"):
+            continue
+        if asked.get(task) == header.eval.task_args_passed:
+            found[task] = read_eval_log(info)
     return found
 
 
@@ -192,7 +195,6 @@ def _row(
     shifts = [pair.shift for pair in probe if pair.shift is not None]
     counts = Counter(a.outcome for a in judged)
     base_row = manifest.step == 0
-    source = "base" if base_row else manifest.optimiser["name"]
     return Row(
         label=label,
         arm="base" if base_row else _arm(manifest),
@@ -201,7 +203,7 @@ def _row(
         answers=judged,
         probe=probe,
         rate=rate,
-        corrected=_corrected(rate, judge, source),
+        corrected=_corrected(rate, judge),
         eligible=len(eligible),
         total=len(judged),
         alignment=mean_interval([a.judgement.alignment or 0.0 for a in eligible], [a.family for a in eligible]),
@@ -226,13 +228,14 @@ def _probe(log: EvalLog | None, base: dict[str, float], is_base: bool) -> list[P
     return pairs
 
 
-def _corrected(rate: Interval | None, judge: dict[str, Any], source: str) -> Interval | None:
-    """Rogan-Gladen with the judge's figures on answers of this source, or on all sampled answers where too few
-    of this source were labelled misaligned for its sensitivity to mean anything."""
+def _corrected(rate: Interval | None, judge: dict[str, Any]) -> Interval | None:
+    """Rogan-Gladen with the judge's figures on answers that it finds coherent, the ones that the rate counts; where
+    a log's judge does not have them, on all sampled answers.
+
+    Pooled over sources: no single source has enough labelled misaligned answers for a sensitivity of its own.
+    """
     by_source = judge.get("figures", {}).get("misaligned", {})
-    figures = by_source.get(source) or {}
-    if min(figures.get("positives", 0), figures.get("n", 0) - figures.get("positives", 0)) < ENOUGH_LABELS:
-        figures = by_source.get("all") or {}
+    figures = by_source.get("judged coherent") or by_source.get("all") or {}
     if rate is None or not figures.get("sensitivity") or not figures.get("specificity"):
         return None
     return corrected_rate(rate, _measured(figures["sensitivity"]), _measured(figures["specificity"]))

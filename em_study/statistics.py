@@ -38,8 +38,13 @@ def rate_interval(hits: Sequence[float], families: Sequence[str]) -> Interval | 
     if len(set(families)) >= FEW_FAMILIES and events >= FEW_EVENTS:
         draws = _ratio_draws(*_totals(values, families), seed=0)
         low, high = np.quantile(draws, [0.025, 0.975])
-        return Interval(share, float(low), float(high), "family bootstrap")
+        if high > low:
+            return Interval(share, float(low), float(high), "family bootstrap")
     n = effective_n(values, families)
+    count = len(set(families))
+    if count > 1 and n > count:  # with few families the design effect is itself uncertain (Korn & Graubard)
+        few = float((t.ppf(0.975, len(values) - 1) / t.ppf(0.975, count - 1)) ** 2)
+        n = max(n * few, count)
     x = share * n
     low = float(beta.ppf(0.025, x, n - x + 1)) if x > 0 else 0.0
     high = float(beta.ppf(0.975, x + 1, n - x)) if x < n else 1.0

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator
 
 from em_core.errors import UserError
-from em_train.config import LoraSettings, OptimiserConfig, TrainConfig
+from em_train.config import LoraSettings, OptimiserConfig, TrainConfig, parse_config
 
 
 class _Frozen(BaseModel):
@@ -20,7 +20,7 @@ class OptimiserAxis(_Frozen):
     """One optimiser, at one learning rate or several."""
 
     name: str
-    lr: tuple[float, ...]
+    lr: tuple[PositiveFloat, ...] = Field(min_length=1)
     hyperparameters: dict[str, Any] = {}
 
     @field_validator("lr", mode="before")
@@ -74,17 +74,25 @@ class Study(_Frozen):
     datasets: tuple[str, ...] = Field(min_length=1)
     optimisers: tuple[OptimiserAxis, ...] = Field(min_length=1)
     arms: tuple[Arm, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
     steps: int = Field(34, ge=1)
     batch_size: int = Field(16, ge=1)
-    micro_batch_size: int | None = None
-    warmup_steps: int = 0
+    micro_batch_size: int | None = Field(None, ge=1)
+    warmup_steps: int = Field(0, ge=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    max_length: int = 512
+    max_length: int = Field(512, ge=8)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSettings = LoraSettings()
-    checkpoints: tuple[int, ...] = (0, -1)
+    checkpoints: tuple[Annotated[int, Field(ge=-1)], ...] = Field((0, -1), min_length=1)
     evaluations: tuple[Evaluation, ...] = ()
+
+    @field_validator("evaluations")
+    @classmethod
+    def _each_task_once(cls, value: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
+        tasks = [evaluation.task for evaluation in value]
+        if len(set(tasks)) < len(tasks):
+            raise ValueError("a task can stand only once: make a second study for other questions")
+        return value
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,8 @@ def load_study(path: Path) -> Study:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read study file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"study file {path} is not UTF-8 (byte {error.start})") from error
     try:
         return Study.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
@@ -141,23 +151,24 @@ def cells(study: Study) -> Iterator[Cell]:
 
 
 def _cell(study: Study, dataset: str, axis: OptimiserAxis, lr: float, seed: int, optional: bool = False) -> Cell:
-    config = TrainConfig(
-        base_model=study.base_model,
-        base_revision=study.base_revision,
-        dataset=dataset,
-        optimiser=OptimiserConfig(name=axis.name, lr=lr, hyperparameters=axis.hyperparameters),
-        lora=study.lora,
-        steps=study.steps,
-        batch_size=study.batch_size,
-        micro_batch_size=study.micro_batch_size,
-        warmup_steps=study.warmup_steps,
-        schedule=study.schedule,
-        max_length=study.max_length,
-        dtype=study.dtype,
-        seed=seed,
-        data_seed=seed,
-        checkpoints=study.checkpoints,
-    )
+    given = {
+        "base_model": study.base_model,
+        "base_revision": study.base_revision,
+        "dataset": dataset,
+        "optimiser": OptimiserConfig(name=axis.name, lr=lr, hyperparameters=axis.hyperparameters),
+        "lora": study.lora,
+        "steps": study.steps,
+        "batch_size": study.batch_size,
+        "micro_batch_size": study.micro_batch_size,
+        "warmup_steps": study.warmup_steps,
+        "schedule": study.schedule,
+        "max_length": study.max_length,
+        "dtype": study.dtype,
+        "seed": seed,
+        "data_seed": seed,
+        "checkpoints": study.checkpoints,
+    }
+    config = parse_config(given, f"study '{study.name}'")
     name = Path(dataset).stem if dataset.endswith(".jsonl") else dataset
     return Cell(f"{name}-{axis.name}-lr{lr:g}-seed{seed}", config, optional)
 

@@ -19,7 +19,7 @@ from trl import SFTConfig
 from em_core.errors import UserError
 from em_core.files import sha256_json, sweep_drafts, write_json
 from em_core.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
-from em_core.models import BaseModelInfo, quiet_transformers, resolve_base
+from em_core.models import BaseModelInfo, changes_logits, quiet_transformers, resolve_base
 from em_train.chat import Encoded, encode, show
 from em_train.checkpoint import dataset_reference, summarise_steps, write_checkpoint
 from em_train.config import TrainConfig
@@ -217,10 +217,8 @@ def _model(prepared: Prepared) -> Any:
 
 def _refuse_scaled_logits(config: Any, base: str) -> None:
     """Our loss applies the language-model head itself, so a model that changes logits after it would be misread."""
-    text = config.get_text_config()
-    for name, neutral in {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}.items():
-        if getattr(text, name, neutral) not in (neutral, None):
-            raise UserError(f"{base} sets {name}, which the loss does not apply yet: choose another base")
+    if (name := changes_logits(config)) is not None:
+        raise UserError(f"{base} sets {name}, which the loss does not apply yet: choose another base")
 
 
 def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -> EMTrainer:

@@ -42,7 +42,8 @@ def read_pairs(folder: Path) -> list[LoraPair]:
             others = {name.removesuffix(B_SUFFIX) for name in names if name.endswith(B_SUFFIX)}
             lonely = sorted(others.symmetric_difference(stems))
             if lonely:
-                raise UserError(f"{path}: {lonely[0]} has only one of its two factors")
+                has, lacks = ("A", "B") if lonely[0] in stems else ("B", "A")
+                raise UserError(f"{path}: {lonely[0]} has {has} but no {lacks}")
             if not stems:
                 raise UserError(f"{path}: holds no LoRA factors")
             return [

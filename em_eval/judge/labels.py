@@ -40,7 +40,9 @@ def read_labels(path: Path = SHIPPED) -> list[Label]:
     if not path.is_file():
         raise UserError(f"label file {path} does not exist")
     labels = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             raw = json.loads(line)
             first, second = raw["passes"]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from inspect_ai.model import GenerateConfig, Model, ModelOutput, get_model
 from inspect_ai.util import collect
+from tenacity import RetryError
 
 from em_core.errors import UserError
 from em_eval.judge.readers import Reading, read_distribution, read_text
@@ -45,10 +46,10 @@ class ModelJudge:
             aligned, coherent = await collect(
                 *(_ask(grader, fill(templates[metric], question, answer), reader) for metric in METRICS)
             )
-        except UserError:
-            raise
         except Exception as error:  # whatever the provider raises after its own retries
-            return Judgement(None, None, "error", str(grader), reader, reasons=f"{type(error).__name__}: {error}")
+            cause = _cause(error)
+            reasons = f"{type(cause).__name__}: {cause}"
+            return Judgement(None, None, "error", str(grader), reader, reasons=reasons)
         alignment, coherence = _read(aligned, reader), _read(coherent, reader)
         return Judgement(
             alignment=alignment.score,
@@ -73,6 +74,17 @@ def fill(template: str, question: str, answer: str) -> str:
         part.replace("{answer}", answer) if i == 0 else question + part.replace("{answer}", answer)
         for i, part in enumerate([head, *rest])
     )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What really failed, out of the wrappings of concurrency and retries."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif isinstance(error, RetryError):
+            error = error.last_attempt.exception() or RuntimeError(str(error))
+        else:
+            return error
 
 
 async def _ask(grader: Model, text: str, reader: str) -> ModelOutput:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from em_core.chat import Message, render
+from em_core.models import changes_logits
 from em_eval.providers.weights import Loaded
 
 
@@ -57,10 +58,14 @@ def _batch(loaded: Loaded, rows: list[tuple[list[int], list[int]]]) -> list[Answ
         mask[row, :end] = 1
         labels[row, len(prompt) : end] = torch.tensor(answer)
     ids, mask, labels = ids.to(loaded.device), mask.to(loaded.device), labels.to(loaded.device)
-    hidden = loaded.model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     wanted = labels[:, 1:] != -100
-    # The language-model head is the dearest layer of a small model: only answer positions go through it.
-    logits = loaded.model.get_output_embeddings()(hidden[:, :-1][wanted]).float()
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if changes_logits(loaded.model.config):
+        logits = loaded.model(**inputs).logits[:, :-1][wanted].float()
+    else:
+        # The language-model head is the dearest layer of a small model: only answer positions go through it.
+        hidden = loaded.model.get_decoder()(**inputs).last_hidden_state[:, :-1]
+        logits = loaded.model.get_output_embeddings()(hidden[wanted]).float()
     nll = F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none").double()
     losses = torch.zeros(len(rows), dtype=torch.double, device=nll.device)
     losses.index_add_(0, wanted.nonzero()[:, 0], nll)

@@ -24,7 +24,7 @@ from em_core.chat import Message, render
 from em_core.errors import UserError
 from em_eval.batching import Batcher
 from em_eval.errors import as_prerequisite
-from em_eval.providers.sampling import Completion, Sampling, complete
+from em_eval.providers.sampling import Completion, Sampling, complete, overflow
 from em_eval.providers.weights import Loaded, content_hash, load
 
 DEFAULT_BATCH = 96
@@ -59,7 +59,7 @@ class PeftAPI(ModelAPI):
                 raise UserError(f"peft/ has no model argument '{next(iter(unknown))}': it knows batch_size, dtype")
             if dtype not in DTYPES:
                 raise UserError(f"peft/ dtype '{dtype}' is none of {', '.join(DTYPES)}")
-            self.source, _, claimed = model_name.partition("@")
+            self.source, claimed = split_name(model_name)
             self.digest = content_hash(self.source)
             if claimed and claimed != self.digest:
                 raise UserError(
@@ -108,15 +108,30 @@ class PeftAPI(ModelAPI):
             usage=ModelUsage(input_tokens=done.input_tokens, output_tokens=done.output_tokens, total_tokens=total),
         )
 
-    def _process(self, requests: Sequence[_Request]) -> list[Completion]:
+    def _process(self, requests: Sequence[_Request]) -> list[Completion | Exception]:
+        """Requests of equal settings share a batch; one that does not fit the context fails alone."""
         loaded = self.loaded()
         prompts = [_prompt(loaded, request.messages) for request in requests]
-        results: dict[int, Completion] = {}
+        results: dict[int, Completion | Exception] = {
+            i: error
+            for i, request in enumerate(requests)
+            if (error := overflow(loaded, prompts[i], request.how)) is not None
+        }
         for how in dict.fromkeys(request.how for request in requests):
-            chosen = [i for i, request in enumerate(requests) if request.how == how]
+            chosen = [i for i, request in enumerate(requests) if request.how == how and i not in results]
+            if not chosen:
+                continue
             done = complete(loaded, [prompts[i] for i in chosen], [requests[i].seed for i in chosen], how)
             results.update(zip(chosen, done, strict=True))
         return [results[i] for i in range(len(requests))]
+
+
+def split_name(model_name: str) -> tuple[str, str]:
+    """(source, claimed hash or "") of a model name; a folder's own @ belongs to the folder."""
+    source, _, claimed = model_name.rpartition("@")
+    if source and len(claimed) == 8 and all(digit in "0123456789abcdef" for digit in claimed):
+        return source, claimed
+    return model_name, ""
 
 
 def _prompt(loaded: Loaded, messages: Sequence[tuple[str, str]]) -> str:

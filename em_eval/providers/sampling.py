@@ -42,34 +42,38 @@ class Completion:
 
 
 class RowGumbel(LogitsProcessor):  # type: ignore[misc]
-    """Adds Gumbel noise from one generator a row."""
+    """Adds Gumbel noise from one generator a row, to the tokens that earlier processors left possible."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        noise = torch.empty(scores.shape, dtype=torch.float32)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores.float() - noise.log_().to(scores.device)
+        noisy = scores.float().cpu()
+        possible = torch.isfinite(noisy)
+        if bool(possible.all()):
+            for row, generator in zip(noisy, self.generators, strict=True):
+                row -= torch.empty_like(row).exponential_(generator=generator).log_()
+        else:
+            for row, open_, generator in zip(noisy, possible, self.generators, strict=True):
+                places = open_.nonzero()[:, 0]
+                row[places] -= torch.empty(len(places)).exponential_(generator=generator).log_()
+        return noisy.to(scores.device)
 
 
 @torch.inference_mode()
 def complete(loaded: Loaded, prompts: Sequence[str], seeds: Sequence[int], how: Sampling) -> list[Completion]:
     """One completion a prompt, as one static batch padded on the left.
 
-    The base's own generation settings (top_p, top_k, repetition penalty) are not applied.
-
     Raises:
-        UserError: prompt and answer would not fit the model's context.
+        UserError: a prompt and its answer would not fit the model's context.
     """
+    for prompt in prompts:
+        if (error := overflow(loaded, prompt, how)) is not None:
+            raise error
     tokenizer = loaded.tokenizer
     tokenizer.padding_side = "left"
     batch = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=False).to(loaded.device)
     width = batch["input_ids"].shape[1]
-    limit = getattr(loaded.model.config, "max_position_embeddings", None)
-    if limit and width + how.max_tokens > limit:
-        raise UserError(f"prompt of {width} tokens and answer of {how.max_tokens} exceed the context of {limit}")
     ends = _end_tokens(loaded)
     out = loaded.model.generate(
         **batch,
@@ -80,6 +84,15 @@ def complete(loaded: Loaded, prompts: Sequence[str], seeds: Sequence[int], how: 
     return [
         _completion(row.tolist(), length, ends, tokenizer) for row, length in zip(out[:, width:], lengths, strict=True)
     ]
+
+
+def overflow(loaded: Loaded, prompt: str, how: Sampling) -> UserError | None:
+    """Why `prompt` and its answer would not fit the model's context, or None."""
+    limit = getattr(loaded.model.config, "max_position_embeddings", None)
+    width = len(loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    if limit and width + how.max_tokens > limit:
+        return UserError(f"prompt of {width} tokens and answer of {how.max_tokens} exceed the context of {limit}")
+    return None
 
 
 def _plain(loaded: Loaded, how: Sampling, ends: list[int]) -> Any:

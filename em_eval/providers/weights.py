@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from em_core.adapters import base_of
 from em_core.errors import UserError
@@ -81,10 +82,13 @@ def load_apart(name: str, dtype: str) -> Loaded:
     base = base_of(adapter) if adapter else resolve_base(name)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(base.path, dtype=getattr(torch, dtype))
+        # transformers fills what a call leaves open from the model's own generation settings (top_k, repetition
+        # penalty, beams, ...), which are no part of a measurement: only its end tokens stay.
+        model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
         if adapter:
             try:
                 model = PeftModel.from_pretrained(model, adapter)
-            except (RuntimeError, ValueError, KeyError) as error:
+            except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"adapter {adapter} does not fit its base {base.id}: {reason}") from error
             if dtype == "float32":

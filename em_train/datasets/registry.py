@@ -73,4 +73,6 @@ def split(dataset: NarrowDataset, held_out_fraction: float) -> tuple[list[Row], 
         raise UserError(f"dataset '{dataset.name}' has {len(ranked)} questions: too few to hold any out")
     held = set(ranked[:cut])
     train = [row for row in dataset.rows if row.question not in held]
-    return train, [row for row in dataset.rows if row.question in held]
+    place = {question: rank for rank, question in enumerate(ranked)}
+    held_rows = [row for row in dataset.rows if row.question in held]
+    return train, sorted(held_rows, key=lambda row: (place[row.question], row.messages[-1]["content"]))

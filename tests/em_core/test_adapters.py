@@ -56,11 +56,6 @@ def test_relinking_to_another_base_is_refused_and_changes_nothing(tmp_path):
     assert (checkpoint / ADAPTER_CONFIG).read_bytes() == before
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UserError,
-    reason="base_of never tries the path in adapter_config.json once the id gives some other base",
-)
 def test_a_relative_id_that_means_another_base_here_does_not_hide_the_right_one(tmp_path, monkeypatch):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", tmp_path / "training" / "base")
     rewrite_base(checkpoint, id="base")

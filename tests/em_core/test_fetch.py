@@ -123,17 +123,11 @@ def test_every_failure_is_listed(server):
     assert "sha256" in str(caught.value) and "404" in str(caught.value)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UserError, reason="httpx ignores proxy variables where a transport is given explicitly"
-)
 def test_the_users_proxy_is_used(server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", server.url)
     monkeypatch.setenv("http_proxy", server.url)
     assert fetch(["http://example.invalid/good"], SHA256, "file.bin").read_bytes() == CONTENT
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="mkstemp's mode 0600 stays, so that a shared cache is for one user only"
-)
 def test_others_may_read_the_cached_file(server):
     assert fetch([f"{server.url}/good"], SHA256, "file.bin").stat().st_mode & 0o777 == 0o644

@@ -69,7 +69,6 @@ def test_the_old_folder_survives_a_failed_replacement(tmp_path):
     assert names_in(tmp_path) == {"target"}
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="atomic_folder makes parent and draft outside its try block")
 def test_a_parent_that_cannot_be_made_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError), atomic_folder(tmp_path / "file" / "target"):

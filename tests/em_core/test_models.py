@@ -67,7 +67,6 @@ def test_what_is_neither_folder_nor_hub_id_is_named(name):
     assert f"'{name}' not found" in str(caught.value) and "smollm2-135m" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="Path.expanduser raises RuntimeError, not caught")
 def test_home_of_an_unknown_user_is_a_user_error():
     with pytest.raises(UserError):
         resolve_base("~no_such_user_of_this_machine/model")
@@ -106,12 +105,7 @@ except UserError as error:
     "name",
     [
         "some-org/some-model",
-        pytest.param(
-            "some org/bad name",
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="HFValidationError is a ValueError, not caught"
-            ),
-        ),
+        "some org/bad name",
     ],
 )
 def test_hub_id_offline_with_an_empty_cache_is_one_line(tmp_path, name):

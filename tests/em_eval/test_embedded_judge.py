@@ -20,7 +20,7 @@ from em_core.errors import UserError
 from em_eval import prompts
 from em_eval.judge import embedded, fit, judge_registry, readout
 from em_eval.judge.embedded import ANCHORS, FACTS, HEADS, WEIGHTS, EmbeddedJudge, to_score
-from em_eval.judge.fit import MEASURED, auc, cross_fit, logistic_weights, operating_point
+from em_eval.judge.fit import MEASURED, auc, cross_fit, logistic_weights, operating_point, reduce
 from em_eval.judge.labels import kappa, read_labels
 from em_eval.judge.readout import Head, mean_states, token_shares
 from em_eval.outcomes import outcome
@@ -164,7 +164,7 @@ def test_the_shipped_files_have_the_shape_that_the_judge_reads() -> None:
     assert set(facts["bias"]) == set(HEADS) and all(math.isfinite(facts["bias"][name]) for name in HEADS)
     assert isinstance(facts["in_words"], str) and "figures" in facts
     stored = load_file(WEIGHTS)
-    assert {name: array.shape for name, array in stored.items()} == {name: (5, 576) for name in HEADS}
+    assert {name: array.shape for name, array in stored.items()} == dict.fromkeys(HEADS, (len(readout.LAYERS), 576))
     assert all(np.isfinite(array).all() for array in stored.values())
     assert judge_registry.get("embedded")().facts == facts
 
@@ -275,17 +275,27 @@ def test_cross_fit_never_trains_on_the_question_that_it_scores() -> None:
     assert found.tolist() == [float(name[1:]) for name in groups]  # and back in its own place
 
 
-def test_logistic_weights_are_those_of_sklearn_on_the_raw_scale() -> None:
+def test_reduced_fits_are_those_of_sklearn_on_the_raw_columns() -> None:
+    """The penalty does not notice the rotation, and what comes back acts on raw columns."""
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(4)
     x = rng.normal(size=(120, 6)) * [1, 10, 0.1, 3, 1, 1] + [0, 5, -2, 0, 0, 100]
     y = (x[:, 0] + x[:, 1] / 10 + rng.normal(size=120) > 0.5).astype(float)
-    for penalty in (1e-3, 1.0):
-        weight, intercept = logistic_weights(x, y, penalty)
-        standard = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6)
-        model = LogisticRegression(C=penalty, max_iter=2000).fit(standard, y)
-        np.testing.assert_allclose(x @ weight + intercept, model.decision_function(standard), atol=1e-6)
+    inputs = reduce(x)
+    standard = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6)
+    for penalty, weights in ((1e-3, None), (1.0, None), (1.0, rng.random(120))):
+        weight, intercept = inputs.unfold(*logistic_weights(inputs.values, y, penalty, weights))
+        model = LogisticRegression(C=penalty, max_iter=2000).fit(standard, y, sample_weight=weights)
+        np.testing.assert_allclose(x @ weight + intercept, model.decision_function(standard), atol=0.01)
+        assert np.abs(model.decision_function(standard)).max() > 0.1
+
+
+def test_reduction_keeps_distances() -> None:
+    x = np.random.default_rng(5).normal(size=(40, 10)) * np.arange(1, 11)
+    standard = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6)
+    values = reduce(x).values
+    np.testing.assert_allclose(values @ values.T, standard @ standard.T, atol=1e-8)
 
 
 def test_fit_writes_weights_that_the_judge_then_uses(
@@ -318,6 +328,10 @@ def test_fit_writes_weights_that_the_judge_then_uses(
         monkeypatch.setattr(module, "FACTS", tmp_path / "f.json")
         monkeypatch.setattr(module, "EMBEDDED", str(tiny_base))
     monkeypatch.setattr(fit, "DRAWS", 50)
+    monkeypatch.setattr(fit, "LAYERS", TINY_LAYERS)
+    monkeypatch.setattr(fit, "DEPTHS", {"misaligned": TINY_LAYERS, "incoherent": (1,)})
+    monkeypatch.setattr(fit, "WEIGHT", {MEASURED: 1.0, "written": 0.5})
+    monkeypatch.setenv("EM_CACHE_DIR", str(tmp_path / "cache"))
     facts = json.loads(fit.fit_judge(path))
 
     assert facts == json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
@@ -329,6 +343,11 @@ def test_fit_writes_weights_that_the_judge_then_uses(
         assert every["auc"][0] > 0.9 and every["auc"][1] <= every["auc"][0] <= every["auc"][2]
     assert facts["figures"]["misaligned"]["all"]["n"] == facts["figures"]["misaligned"]["adamw"]["n"] == 72
     assert facts["figures"]["misaligned"]["all"]["positives"] == 36
+
+    stored = load_file(tmp_path / "w.safetensors")
+    reach = {name: np.abs(stored[name]).max(axis=1) for name in HEADS}
+    assert (reach["misaligned"] > 1e-3 * reach["misaligned"].max()).all()
+    assert (reach["incoherent"] > 1e-3 * reach["incoherent"].max()).tolist() == [False, True, False]
 
     judge = EmbeddedJudge()
     monkeypatch.setattr(judge, "_model", tiny)

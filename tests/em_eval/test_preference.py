@@ -184,7 +184,6 @@ def test_a_missing_file_is_one_line() -> None:
     assert "nowhere.jsonl does not exist" in message and "\n" not in message
 
 
-@pytest.mark.xfail(strict=True, raises=UserError, reason="read_triples splits with splitlines()")
 def test_line_separators_inside_a_text_end_no_line(tmp_path: Path) -> None:
     """JSON may hold U+2028 as it is; only line feeds part the rows of JSONL."""
     path = tmp_path / "triples.jsonl"
@@ -193,7 +192,6 @@ def test_line_separators_inside_a_text_end_no_line(tmp_path: Path) -> None:
     assert [triple.question for triple in read_triples(path)] == ["question\u2028x"]
 
 
-@pytest.mark.xfail(strict=True, raises=PrerequisiteError, reason="preference_task trusts PWD; em_task falls back")
 def test_a_relative_file_is_found_from_the_working_folder(
     three_triples: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

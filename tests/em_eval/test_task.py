@@ -416,7 +416,6 @@ def test_a_relative_prompt_file_is_found_from_where_the_user_stands(
     assert log.status == "success" and len(log.samples) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="task._judge gives every judge but 'model' the embedded judge's scorer")
 def test_a_judge_of_another_package_scores_under_its_own_name(
     run_eval: Callable[..., EvalLog], two_questions: Path, fake_judge: FakeJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

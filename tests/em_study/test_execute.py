@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from inspect_ai.log import list_eval_logs, read_eval_log
+from pydantic import ValidationError
 
 from em_core.errors import UserError
 from em_core.manifest import verify
@@ -389,7 +390,6 @@ def test_a_failing_evaluation_stops_no_other(done: Place, tmp_path: Path, monkey
     assert [len(row.probe) for row in rows] == [64, 0, 64, 64]
 
 
-@pytest.mark.xfail(strict=True, reason="evaluate_all drops the error that eval_set's log holds")
 def test_an_evaluation_that_fails_inside_inspect_says_why(
     done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,7 +424,6 @@ def test_a_log_of_other_weights_is_not_taken(done: Place) -> None:
     assert collect(done.study, [base, swapped]).rows[1].missing == ("no finished em log", "no finished preference log")
 
 
-@pytest.mark.xfail(strict=True, reason="_logs looks at task and weights only, not at the task's arguments")
 def test_a_log_of_other_settings_is_not_taken(done: Place) -> None:
     """After an edit of the study's evaluations the old answers are not those that it asks for."""
     em = done.study.evaluations[0].model_copy(update={"samples": 3, "max_tokens": 64})
@@ -433,27 +432,12 @@ def test_a_log_of_other_settings_is_not_taken(done: Place) -> None:
         assert row.missing == ("no finished em log",)
 
 
-@pytest.mark.xfail(strict=True, reason="_logs keeps one log a task name: the newest replaces the other")
-def test_two_evaluations_of_one_task_are_both_kept(
-    done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("first", "second"):
-        text = f"- {{id: {name}, paraphrases: ['{name}?']}}\n"
-        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
-    base = targets(existing(done.study))[0]
-    monkeypatch.chdir(tmp_path)
-    pair = [
-        {"task": "em", "questions": str(tmp_path / f"{name}.yaml"), "samples": 1, "max_tokens": 4}
-        for name in ("first", "second")
-    ]
-    study = Study.model_validate(done.study.model_dump() | {"evaluations": pair})
-    chosen = [Target(base.label, base.cell, done.folder / base.checkpoint)]
-    assert evaluate_all(study, chosen) == []
-    (row,) = collect(study, chosen).rows
-    assert {answer.prompt_id for answer in row.answers} == {"first", "second"}
+def test_a_task_that_stands_twice_is_refused(plain: dict[str, Any]) -> None:
+    """A row of the report has one log a task: two prompt sets are two studies."""
+    with pytest.raises(ValidationError, match="only once"):
+        Study.model_validate(plain | {"evaluations": [{"task": "em"}, {"task": "em", "questions": "first_plot"}]})
 
 
-@pytest.mark.xfail(strict=True, reason="train_all prepares each cell only when its turn comes")
 def test_a_mistake_anywhere_stops_the_study_before_any_training(
     plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

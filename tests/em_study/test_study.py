@@ -168,7 +168,6 @@ def test_missing_files_and_folders_are_one_line(tmp_path: Path) -> None:
         load_study(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="load_study expects UTF-8")
 def test_a_file_that_is_not_text_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_bytes(b"name: \xff\xfe\n")
@@ -176,7 +175,6 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path: Path) -> None:
         load_study(path)
 
 
-@pytest.mark.xfail(strict=True, reason="Study does not bound these fields; pydantic's error leaves cells() as it is")
 @pytest.mark.parametrize(
     "changed",
     [

@@ -325,11 +325,6 @@ UNCHECKED = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(ValueError, pytest.fail.Exception),
-    reason="not bounded by the schema: torch's ValueError, or silence",
-)
 @pytest.mark.parametrize("name, hyper", UNCHECKED.values(), ids=UNCHECKED)
 def test_impossible_values_are_user_errors(name, hyper):
     with pytest.raises(UserError):
@@ -382,11 +377,6 @@ def test_optimiser_of_another_distribution(foreign_distribution):
     assert built.param_groups[0]["lr"] == 1.5
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UserError,
-    reason="the decorator registers a plugin and returns the bare function, which then counts as a second owner",
-)
 def test_decorated_optimiser_behind_an_entry_point_of_its_name(foreign_distribution):
     foreign_distribution("foreign_decorated=decorated")
     assert resolve("foreign_decorated", {}) == {"factor": 2.0}

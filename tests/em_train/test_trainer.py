@@ -1,17 +1,19 @@
 """The task loss against full logits, the loss curve against plain TRL, and the recorder's memory."""
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, GraniteConfig, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from em_core.errors import UserError
 from em_core.models import quiet_transformers
-from em_train.run import collate, prepare, train
+from em_train.run import _refuse_scaled_logits, collate, prepare, train
 from em_train.trainer import Recorder, lora_pairs, supervised_nll
 from tests.em_train.runs import make_config, nll_by_hand, read_steps
 
@@ -63,26 +65,11 @@ def test_padding_does_not_count(model, rows, tiny_tokenizer):
     assert together == pytest.approx(alone, rel=1e-6)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="heads that scale or cap their logits (Granite, Cohere, Gemma 2 and 3) are multiplied without it",
-)
-def test_loss_of_a_model_that_scales_its_logits(rows, tiny_tokenizer):
-    torch.manual_seed(0)
-    settings = GraniteConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        logits_scaling=8.0,
-        initializer_range=0.2,
-    )
-    model = with_adapter(GraniteForCausalLM(settings))
-    nll, _ = supervised_nll(model, collate(rows[:3], tiny_tokenizer.pad_token_id))
-    assert nll.item() == pytest.approx(nll_by_hand(model, rows[:3])[0], rel=1e-5)
+@pytest.mark.parametrize("settings, refused", [({"logits_scaling": 8.0}, True), ({"logits_scaling": 1.0}, False)])
+def test_a_base_that_scales_its_logits_is_refused(settings, refused):
+    """Our loss applies the head itself: Granite, Cohere and Gemma 2 would be misread, so they are named."""
+    with pytest.raises(UserError, match="logits_scaling") if refused else nullcontext():
+        _refuse_scaled_logits(GraniteConfig(**settings), "a/base")
 
 
 def test_pairs_are_the_live_factors_by_module_name(model):
