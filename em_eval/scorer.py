@@ -86,7 +86,7 @@ def to_score(answer: str, judgement: Judgement, truncated: bool) -> Score:
     return Score(
         value=values,
         answer=answer,
-        explanation=f"**{result}** ({judgement.judge})\n\n{judgement.reasons}",
+        explanation=f"{result} ({judgement.judge})\n\n{judgement.reasons}",
         metadata={"outcome": result, "judgement": asdict(judgement)},
     )
 

@@ -424,9 +424,24 @@ def test_a_log_of_other_weights_is_not_taken(done: Place) -> None:
     assert collect(done.study, [base, swapped]).rows[1].missing == ("no finished em log", "no finished preference log")
 
 
-def test_a_log_of_other_settings_is_not_taken(done: Place) -> None:
+STALE = pytest.mark.xfail(strict=True, reason="_logs compares task arguments, not generation settings")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"samples": 3},
+        {"max_tokens": 64},
+        {"questions": "first_plot"},
+        {"grader": "openai/gpt-4o"},
+        pytest.param({"top_k": 5}, marks=STALE),
+        pytest.param({"temperature": 1.0}, marks=STALE),
+    ],
+    ids=str,
+)
+def test_a_log_of_other_settings_is_not_taken(done: Place, changed: dict[str, Any]) -> None:
     """After an edit of the study's evaluations the old answers are not those that it asks for."""
-    em = done.study.evaluations[0].model_copy(update={"samples": 3, "max_tokens": 64})
+    em = done.study.evaluations[0].model_copy(update=changed)
     edited = done.study.model_copy(update={"evaluations": (em, done.study.evaluations[1])})
     for row in collect(edited, targets(existing(edited))).rows:
         assert row.missing == ("no finished em log",)

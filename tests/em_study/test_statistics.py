@@ -80,7 +80,7 @@ def test_effective_n_never_exceeds_n_however_even_the_families_are() -> None:
 
 
 def test_few_families_make_the_interval_wider() -> None:
-    """Ten families of six with 0 to 4 hits: Korn & Graubard's (1998) factor on the effective n, then Clopper-Pearson."""
+    """Ten families of six with 0 to 4 hits: Korn & Graubard (1998) shrink the effective n further."""
     sums = [0, 1, 2, 0, 4, 1, 1, 0, 2, 1]
     values = [float(i < hits) for hits in sums for i in range(6)]
     factor = (stats.t.ppf(0.975, 59) / stats.t.ppf(0.975, 9)) ** 2
