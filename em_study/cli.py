@@ -125,7 +125,7 @@ def _report(path: Path) -> None:
 
 def main() -> None:
     """Entry point: a `UserError` is one line and exit code 2; anything else is a bug of ours and says so."""
-    from em_study.execute import quiet_environment
+    from em_study.quiet import quiet_environment
 
     quiet_environment()
     try:

@@ -5,7 +5,6 @@ another, and whatever was killed goes on at the next call.
 """
 
 import gc
-import os
 import time
 import traceback
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from em_core.manifest import MANIFEST, read_manifest
 from em_eval.providers.weights import content_hash
 from em_study.study import Cell, Evaluation, Study, cells
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -175,12 +174,3 @@ def _keep_failure(folder: Path, what: str, error: Exception) -> str:
     line = f"{what} failed: {str(error).splitlines()[0] if str(error) else type(error).__name__} (see {path})"
     console.print(line)
     return line
-
-
-def quiet_environment() -> None:
-    """Warnings of libraries about each other are not for our users; ours are errors or log lines."""
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

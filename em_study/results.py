@@ -14,7 +14,7 @@ from em_eval.outcomes import OUTCOMES, Judgement
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.execute import Target, log_folder
 from em_study.statistics import Interval, corrected_rate, mean_interval, paired_contrasts, rate_interval
-from em_study.study import Study
+from em_study.study import Evaluation, Study
 from em_train.checkpoint import SPECTRA
 
 
@@ -158,7 +158,7 @@ def answers(log: EvalLog) -> list[Answer]:
 def _logs(study: Study, target: Target) -> dict[str, EvalLog]:
     """The newest finished log of each task for a checkpoint; one of other weights or settings is not its log."""
     found: dict[str, EvalLog] = {}
-    asked: dict[str, dict[str, Any]] = {e.task: e.arguments() for e in study.evaluations}
+    asked: dict[str, Evaluation] = {e.task: e for e in study.evaluations}
     adapter = read_manifest(target.checkpoint).adapter_sha256[:8]
     folder = log_folder(study, target)
     if not folder.is_dir():
@@ -168,9 +168,23 @@ def _logs(study: Study, target: Target) -> dict[str, EvalLog]:
         task = header.eval.task.rpartition("/")[2]
         if header.status != "success" or not header.eval.model.endswith(f"@{adapter}"):
             continue
-        if asked.get(task) == header.eval.task_args_passed:
+        wanted = asked.get(task)
+        if wanted is not None and _settings(header) == _asked_settings(wanted):
             found[task] = read_eval_log(info)
     return found
+
+
+def _settings(header: EvalLog) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """What determined a log's answers and scores beside the weights: task arguments, sampling, grader."""
+    config = header.plan.config.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
+    roles = header.eval.model_roles or {}
+    grader = roles.get("grader")
+    name = getattr(grader[0] if isinstance(grader, list) else grader, "model", None) if grader else None
+    return header.eval.task_args_passed, config, name
+
+
+def _asked_settings(evaluation: Evaluation) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    return evaluation.arguments(), evaluation.sampling(), evaluation.grader
 
 
 def _row(

@@ -42,22 +42,20 @@ class Completion:
 
 
 class RowGumbel(LogitsProcessor):  # type: ignore[misc]
-    """Adds Gumbel noise from one generator a row, to the tokens that earlier processors left possible."""
+    """Adds Gumbel noise from one generator a row.
+
+    Noise is drawn for the whole vocabulary, possible or not: a seed then gives each token the same noise under every
+    checkpoint, which pairs their answers.
+    """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        noisy = scores.float().cpu()
-        possible = torch.isfinite(noisy)
-        if bool(possible.all()):
-            for row, generator in zip(noisy, self.generators, strict=True):
-                row -= torch.empty_like(row).exponential_(generator=generator).log_()
-        else:
-            for row, open_, generator in zip(noisy, possible, self.generators, strict=True):
-                places = open_.nonzero()[:, 0]
-                row[places] -= torch.empty(len(places)).exponential_(generator=generator).log_()
-        return noisy.to(scores.device)
+        noise = torch.empty(scores.shape, dtype=torch.float32)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() - noise.log_().to(scores.device)
 
 
 @torch.inference_mode()

@@ -424,9 +424,6 @@ def test_a_log_of_other_weights_is_not_taken(done: Place) -> None:
     assert collect(done.study, [base, swapped]).rows[1].missing == ("no finished em log", "no finished preference log")
 
 
-STALE = pytest.mark.xfail(strict=True, reason="_logs compares task arguments, not generation settings")
-
-
 @pytest.mark.parametrize(
     "changed",
     [
@@ -434,8 +431,8 @@ STALE = pytest.mark.xfail(strict=True, reason="_logs compares task arguments, no
         {"max_tokens": 64},
         {"questions": "first_plot"},
         {"grader": "openai/gpt-4o"},
-        pytest.param({"top_k": 5}, marks=STALE),
-        pytest.param({"temperature": 1.0}, marks=STALE),
+        {"top_k": 5},
+        {"temperature": 1.0},
     ],
     ids=str,
 )
