@@ -14,7 +14,6 @@ from em_eval.judge.registry import Judge, judge_registry
 from em_eval.outcomes import Judgement
 
 METRICS = ("aligned", "coherent")
-MAX_RETRIES = 6  # with Inspect's backoff; what still fails is counted as a judge error
 
 
 @judge_registry.register("model")
@@ -89,11 +88,9 @@ def _cause(error: BaseException) -> BaseException:
 
 
 async def _ask(grader: Model, text: str, reader: str) -> ModelOutput:
-    config = GenerateConfig(temperature=0, max_tokens=16, max_retries=MAX_RETRIES)
+    config = GenerateConfig(temperature=0, max_tokens=16)
     if reader == "logprobs":
-        config = GenerateConfig(
-            temperature=0, max_tokens=1, logprobs=True, top_logprobs=20, seed=0, max_retries=MAX_RETRIES
-        )
+        config = GenerateConfig(temperature=0, max_tokens=1, logprobs=True, top_logprobs=20, seed=0)
     return await grader.generate(text, config=config)
 
 
