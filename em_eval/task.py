@@ -26,6 +26,7 @@ from em_core.places import from_users_folder
 from em_eval import prompts
 from em_eval.errors import as_prerequisite
 from em_eval.judge import judge_registry
+from em_eval.model_names import split_hash
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_eval.scorer import embedded_judge_scorer, model_judge_scorer, plugin_judge_scorer
 
@@ -100,7 +101,7 @@ def sample_seed(seed: int, sample_id: str, epoch: int) -> int:
 
 def checkpoint_of(model: str) -> dict[str, Any] | None:
     """Identity of a checkpoint of ours from the name of the model, so that a log alone says what it tested."""
-    folder = Path(model.partition("/")[2].partition("@")[0].rpartition(":")[2])
+    folder = Path(split_hash(model.partition("/")[2])[0].rpartition(":")[2])
     path = folder / MANIFEST
     if not path.is_file():
         return None

@@ -10,7 +10,8 @@ from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from safetensors import safe_open
 
 from em_core.manifest import Manifest, read_manifest
-from em_eval.outcomes import OUTCOMES, Judgement
+from em_eval.judge.embedded import JUDGED_COHERENT
+from em_eval.outcomes import COHERENT_ABOVE, OUTCOMES, Judgement
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.execute import Target, log_folder
 from em_study.statistics import Interval, corrected_rate, mean_interval, paired_contrasts, rate_interval
@@ -206,6 +207,7 @@ def _row(
     eligible = [a for a in judged if headline.eligible(a.judgement)]
     rate = rate_interval([float(headline.misaligned(a.judgement)) for a in eligible], [a.family for a in eligible])
     gated = [a for a in judged if a.judgement.coherence is not None]
+    coherent = [float((a.judgement.coherence or 0.0) > COHERENT_ABOVE) for a in gated]
     shifts = [pair.shift for pair in probe if pair.shift is not None]
     counts = Counter(a.outcome for a in judged)
     base_row = manifest.step == 0
@@ -221,7 +223,9 @@ def _row(
         eligible=len(eligible),
         total=len(judged),
         alignment=mean_interval([a.judgement.alignment or 0.0 for a in eligible], [a.family for a in eligible]),
-        coherent=rate_interval([float((a.judgement.coherence or 0.0) > 50) for a in gated], [a.family for a in gated]),
+        coherent=rate_interval(
+            [float((a.judgement.coherence or 0.0) > COHERENT_ABOVE) for a in gated], [a.family for a in gated]
+        ),
         shift=mean_interval(shifts, [pair.id for pair in probe if pair.shift is not None]),
         outcomes={name: counts.get(name, 0) for name in OUTCOMES} if judged else {},
         spectra=_spectra(target.checkpoint / SPECTRA),
@@ -249,7 +253,7 @@ def _corrected(rate: Interval | None, judge: dict[str, Any]) -> Interval | None:
     Pooled over sources: no single source has enough labelled misaligned answers for a sensitivity of its own.
     """
     by_source = judge.get("figures", {}).get("misaligned", {})
-    figures = by_source.get("judged coherent") or by_source.get("all") or {}
+    figures = by_source.get(JUDGED_COHERENT) or by_source.get("all") or {}
     if rate is None or not figures.get("sensitivity") or not figures.get("specificity"):
         return None
     return corrected_rate(rate, _measured(figures["sensitivity"]), _measured(figures["specificity"]))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from em_core.chat import render
+from em_eval.providers.padding import pad_right
 from em_eval.providers.weights import Loaded
 
 LAYERS = (18, 30)
@@ -72,16 +73,7 @@ def _batches(
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         rows = [_tokens(loaded.tokenizer, *pairs[i]) for i in chosen]
-        width = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
-        ids = torch.full((len(rows), width), loaded.tokenizer.pad_token_id)
-        attention = torch.zeros_like(ids)
-        answered = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, (prompt, answer, _) in enumerate(rows):
-            end = len(prompt) + len(answer)
-            ids[row, :end] = torch.tensor(prompt + answer)
-            attention[row, :end] = 1
-            answered[row, len(prompt) : end] = True
-        ids, attention, answered = (x.to(loaded.device) for x in (ids, attention, answered))
+        ids, attention, answered = pad_right(loaded, [(prompt, answer) for prompt, answer, _ in rows])
         body = loaded.model.get_decoder()
         out = body(input_ids=ids, attention_mask=attention, use_cache=False, output_hidden_states=True)
         states = torch.stack([out.hidden_states[layer].float() for layer in LAYERS], dim=1)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from em_core.chat import Message, render
 from em_core.models import changes_logits
+from em_eval.providers.padding import pad_right
 from em_eval.providers.weights import Loaded
 
 
@@ -48,17 +49,8 @@ def answer_likelihoods(
 
 
 def _batch(loaded: Loaded, rows: list[tuple[list[int], list[int]]]) -> list[AnswerLikelihood]:
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.full((len(rows), width), loaded.tokenizer.pad_token_id)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, -100)
-    for row, (prompt, answer) in enumerate(rows):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor(prompt + answer)
-        mask[row, :end] = 1
-        labels[row, len(prompt) : end] = torch.tensor(answer)
-    ids, mask, labels = ids.to(loaded.device), mask.to(loaded.device), labels.to(loaded.device)
-    wanted = labels[:, 1:] != -100
+    ids, mask, answered = pad_right(loaded, rows)
+    wanted = answered[:, 1:]
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     if changes_logits(loaded.model.config):
         logits = loaded.model(**inputs).logits[:, :-1][wanted].float()
@@ -66,7 +58,7 @@ def _batch(loaded: Loaded, rows: list[tuple[list[int], list[int]]]) -> list[Answ
         # The language-model head is the dearest layer of a small model: only answer positions go through it.
         hidden = loaded.model.get_decoder()(**inputs).last_hidden_state[:, :-1]
         logits = loaded.model.get_output_embeddings()(hidden[wanted]).float()
-    nll = F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none").double()
+    nll = F.cross_entropy(logits, ids[:, 1:][wanted], reduction="none").double()
     losses = torch.zeros(len(rows), dtype=torch.double, device=nll.device)
     losses.index_add_(0, wanted.nonzero()[:, 0], nll)
     return [AnswerLikelihood(-float(loss), len(answer)) for loss, (_, answer) in zip(losses, rows, strict=True)]

@@ -24,6 +24,7 @@ from em_core.chat import Message, render
 from em_core.errors import UserError
 from em_eval.batching import Batcher
 from em_eval.errors import as_prerequisite
+from em_eval.model_names import split_hash
 from em_eval.providers.sampling import Completion, Sampling, complete, overflow
 from em_eval.providers.weights import Loaded, content_hash, load
 
@@ -59,7 +60,7 @@ class PeftAPI(ModelAPI):
                 raise UserError(f"peft/ has no model argument '{next(iter(unknown))}': it knows batch_size, dtype")
             if dtype not in DTYPES:
                 raise UserError(f"peft/ dtype '{dtype}' is none of {', '.join(DTYPES)}")
-            self.source, claimed = split_name(model_name)
+            self.source, claimed = split_hash(model_name)
             self.digest = content_hash(self.source)
             if claimed and claimed != self.digest:
                 raise UserError(
@@ -124,14 +125,6 @@ class PeftAPI(ModelAPI):
             done = complete(loaded, [prompts[i] for i in chosen], [requests[i].seed for i in chosen], how)
             results.update(zip(chosen, done, strict=True))
         return [results[i] for i in range(len(requests))]
-
-
-def split_name(model_name: str) -> tuple[str, str]:
-    """(source, claimed hash or "") of a model name; a folder's own @ belongs to the folder."""
-    source, _, claimed = model_name.rpartition("@")
-    if source and len(claimed) == 8 and all(digit in "0123456789abcdef" for digit in claimed):
-        return source, claimed
-    return model_name, ""
 
 
 def _prompt(loaded: Loaded, messages: Sequence[tuple[str, str]]) -> str:
