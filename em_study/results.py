@@ -207,7 +207,6 @@ def _row(
     eligible = [a for a in judged if headline.eligible(a.judgement)]
     rate = rate_interval([float(headline.misaligned(a.judgement)) for a in eligible], [a.family for a in eligible])
     gated = [a for a in judged if a.judgement.coherence is not None]
-    coherent = [float((a.judgement.coherence or 0.0) > COHERENT_ABOVE) for a in gated]
     shifts = [pair.shift for pair in probe if pair.shift is not None]
     counts = Counter(a.outcome for a in judged)
     base_row = manifest.step == 0
