@@ -70,15 +70,17 @@ def _tail(prompt: str, messages: Sequence[Message], tokenizer: Any) -> str:
     before, found, tail = _after(prompt, render(tokenizer, probe, prompt=False)).partition(PROBE)
     if before or not found:
         raise UserError(
-            f"the chat template writes {before!r} before an answer even with thinking off: train a variant of the model "
-            "that can answer without it"
+            f"the chat template writes {before!r} before an answer even with thinking off: train a variant of the "
+            "model that can answer without it"
         )
     return tail
 
 
 def _end_of_turn(tail: str, tokenizer: Any) -> str:
     """The first special token after the answer; the whole tail where the template ends turns without one."""
-    found = {token for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if token in tail}
+    found: set[str] = {
+        token for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if token in tail
+    }
     if not found:
         return tail.rstrip("\n")
     first = min(found, key=lambda token: (tail.index(token), -len(token)))
