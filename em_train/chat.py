@@ -60,7 +60,9 @@ def encode(messages: Sequence[Message], tokenizer: Any) -> Encoded:
 
 def _after(prompt: str, whole: str) -> str:
     if not whole.startswith(prompt):
-        raise UserError("the chat template renders the prompt differently once an answer follows it")
+        raise UserError(
+            "the chat template renders the prompt differently once an answer follows it (does it hold a think block?)"
+        )
     return whole[len(prompt) :]
 
 
@@ -90,6 +92,7 @@ def _end_of_turn(tail: str, tokenizer: Any) -> str:
 def show(encoded: Encoded, tokenizer: Any) -> str:
     """The row as text, with the supervised part between marks: for manifests and people."""
     start = next(i for i, label in enumerate(encoded.labels) if label != IGNORED)
-    prompt = tokenizer.decode(encoded.input_ids[:start], skip_special_tokens=False)
-    answer = tokenizer.decode(encoded.input_ids[start:], skip_special_tokens=False)
+    exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    prompt = tokenizer.decode(encoded.input_ids[:start], **exact)
+    answer = tokenizer.decode(encoded.input_ids[start:], **exact)
     return f"{prompt}⟦{answer}⟧"
