@@ -22,7 +22,7 @@ ATTEMPTS = 4  # at one address, in a row and without progress
 PROGRESS = 1 << 16  # bytes that an interrupted download must have gained to count as progress
 FIRST_PAUSE = 0.5  # seconds before the second attempt; doubled before each further one
 LONGEST_PAUSE = 30.0  # seconds; also the most that a server's Retry-After may ask of us
-STALL = 20.0  # seconds without a connection or a byte after which an attempt has failed
+STALL = 10.0  # seconds without a connection or a byte after which an attempt has failed
 
 
 @dataclass(frozen=True)

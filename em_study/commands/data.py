@@ -43,9 +43,16 @@ def fetch(names: Annotated[list[str], typer.Argument(help="datasets or prompt se
     """Get datasets and prompt sets onto this machine: from EM_DATA_DIR, the cache, or their authors' addresses.
 
     What is fetched is pinned by sha256. A name is looked for among the datasets first, then among the prompt sets.
+    One that cannot be had does not keep the others back.
     """
+    failures = []
     for name in names:
-        print(_fetch(name), flush=True)
+        try:
+            print(_fetch(name), flush=True)
+        except UserError as error:
+            failures.append(str(error))
+    if failures:
+        raise UserError("; ".join(failures))
 
 
 def show(

@@ -69,6 +69,8 @@ def read_dataset(name: str) -> NarrowDataset:
         return read_hub(name)
     if name.endswith(".jsonl"):
         return read_jsonl(Path(name).expanduser(), label(name))
+    if Path(name).expanduser().is_file():
+        raise UserError(f"dataset file {name} does not end in .jsonl: only JSONL is read, one row a line")
     return dataset_registry.get(name)()
 
 

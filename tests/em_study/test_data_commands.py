@@ -62,6 +62,11 @@ def test_fetch_of_neither_suggests_both(em):
     assert "no dataset and no prompt set is called 'finance_bda'" in err and "finance_bad" in err
 
 
+def test_one_name_that_cannot_be_had_does_not_keep_the_others_back(em):
+    code, out, err = em("fetch", "nothing_of_this_name", "finance_good")
+    assert code == 2 and out.startswith("dataset finance_good: 240 rows") and "nothing_of_this_name" in err
+
+
 def test_show_prints_the_split_and_rows_as_they_stand(em):
     code, out, _ = em("show", "finance_bad", "--rows", "2")
     assert code == 0 and "240 rows: 216 to train on, 24 held out" in out

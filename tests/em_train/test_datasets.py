@@ -139,6 +139,12 @@ def test_missing_empty_and_binary_files(tmp_path):
         load_dataset(str(tmp_path / "binary.jsonl"))
 
 
+def test_file_of_another_form_is_refused_by_name(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b", encoding="utf-8")
+    with pytest.raises(UserError, match="rows.csv does not end in .jsonl"):
+        load_dataset(str(tmp_path / "rows.csv"))
+
+
 def test_unknown_name_suggests():
     with pytest.raises(UserError, match="did you mean .*finance_bad"):
         load_dataset("finance_bed")
