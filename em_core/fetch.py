@@ -5,7 +5,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def fetch(urls: Sequence[str], sha256: str, name: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(part.with_suffix(".lock")), _Bar(name) as bar, _client() as client:
+        with _only_one(part.with_suffix(".lock")), _Bar(name) as bar, _client() as client:
             if target.is_file() and sha256_file(target) == sha256:  # another process was faster
                 return target
             for url in urls:
@@ -108,6 +109,17 @@ def fetch(urls: Sequence[str], sha256: str, name: str) -> Path:
         f"could not fetch {name} ({'; '.join(reasons) or 'no address is known'}): connect once, or set EM_DATA_DIR "
         "to a copy of the data"
     )
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """One process at a time, and no lock file afterwards. One that waits on a removed file locks it anew; should two
+    get in nevertheless, the hash refuses what they wrote together, and it is fetched again."""
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 class _WrongContent(Exception):

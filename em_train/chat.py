@@ -48,13 +48,13 @@ def encode(messages: Sequence[Message], tokenizer: Any) -> Encoded:
         raise UserError("the assistant's answer is empty")
     prompt = render(tokenizer, messages[:-1], prompt=True)
     rest = _after(prompt, render(tokenizer, messages, prompt=False))
-    tail = _tail(prompt, messages, tokenizer)
-    answer = rest.removesuffix(tail)
+    lead, tail = _around_answer(prompt, messages, tokenizer)
+    answer = rest.removeprefix(lead).removesuffix(tail)
     before, found, after = content.partition(answer or "\0")
-    if not found or not rest.endswith(tail):
+    if not found or rest != lead + answer + tail:
         raise UserError("the chat template rewrites the assistant's answer (does it hold a think block?)")
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(answer + _end_of_turn(tail, tokenizer), add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(lead + answer + _end_of_turn(tail, tokenizer), add_special_tokens=False)["input_ids"]
     return Encoded([*prompt_ids, *answer_ids], [IGNORED] * len(prompt_ids) + list(answer_ids), (before, after))
 
 
@@ -66,16 +66,19 @@ def _after(prompt: str, whole: str) -> str:
     return whole[len(prompt) :]
 
 
-def _tail(prompt: str, messages: Sequence[Message], tokenizer: Any) -> str:
-    """What the template writes after an answer, seen on one that it cannot change."""
+def _around_answer(prompt: str, messages: Sequence[Message], tokenizer: Any) -> tuple[str, str]:
+    """What the template writes before and after an answer, seen on one that it cannot change.
+
+    Before it stands nothing, or white space that the model has to write itself (Mistral's space).
+    """
     probe = [*messages[:-1], {"role": "assistant", "content": PROBE}]
-    before, found, tail = _after(prompt, render(tokenizer, probe, prompt=False)).partition(PROBE)
-    if before or not found:
+    lead, found, tail = _after(prompt, render(tokenizer, probe, prompt=False)).partition(PROBE)
+    if lead.strip() or not found:
         raise UserError(
-            f"the chat template writes {before!r} before an answer even with thinking off: train a variant of the "
+            f"the chat template writes {lead!r} before an answer even with thinking off: train a variant of the "
             "model that can answer without it"
         )
-    return tail
+    return lead, tail
 
 
 def _end_of_turn(tail: str, tokenizer: Any) -> str:

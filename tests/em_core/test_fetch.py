@@ -272,12 +272,13 @@ def test_every_failure_is_listed(server):
     assert "sha256" in str(caught.value) and "404" in str(caught.value)
 
 
-def test_many_at_once_fetch_it_once(server):
+def test_many_at_once_fetch_it_once_and_leave_nothing_else(server, tmp_path):
     server.delay = 0.1
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: fetch([f"{server.url}/good"], SHA256, "file.bin"), range(4)))
     assert len(set(paths)) == 1 and paths[0].read_bytes() == CONTENT
     assert server.asked == [("/good", None)]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [paths[0]]
 
 
 def test_the_users_proxy_is_used(server, monkeypatch):

@@ -127,6 +127,16 @@ def test_end_of_turn_is_the_first_special_token_behind_the_answer(tail, expected
     check(chat("Why?", "Because."), tokenizer, f"Because.{expected}")
 
 
+def test_space_that_the_model_has_to_write_itself_is_part_of_the_target():
+    """Mistral: the generation prompt ends with a token, and the template puts a space before every answer."""
+    tokenizer = with_template(
+        "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}[/INST]"
+        "{% else %} {{ m['content'] | trim }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    encoded = check(chat("Why?", " Because."), tokenizer, " Because." + END)
+    assert encoded.stripped == (" ", "")
+
+
 def test_what_the_template_strips_is_reported(tiny_tokenizer):
     tokenizer = with_template(TURNS.replace("TAIL", END))
     assert encode(chat("Why?", "\n Because.\t"), tokenizer).stripped == ("\n ", "\t")
