@@ -3,7 +3,7 @@
 The tokenizer's own chat template decides. What it would leave open is fixed here, once for both sides:
 
 - system prompt: that of the conversation where it has one, else what the template puts there by itself (Qwen2.5 and
-  SmolLM2 write a default, Qwen3 and Llama 3.1 none). We add none and take none away;
+  SmolLM2 write a default, Llama 3 a block of dates, Qwen3 nothing). We add none and take none away;
 - thinking is off: an empty think block, where a template writes one, belongs to the prompt;
 - the date, where a template prints one and can be told it (Llama 3.2), is `DAY`: else a checkpoint would be trained on
   one prompt and evaluated on another.

@@ -63,7 +63,7 @@ class Published:
         try:
             return fetch(list(self.urls), self.sha256, Path(self.path).name)
         except UserError as error:
-            raise UserError(f"{error} that holds {self.offline}") from error
+            raise UserError(f"{error} (below EM_DATA_DIR its place is {self.offline})") from error
 
 
 def on_github(repository: str, commit: str, path: str) -> str:

@@ -313,7 +313,7 @@ def test_published_file_comes_from_the_data_folder_before_the_network(server, tm
 
 
 def test_published_file_that_cannot_be_had_says_where_to_put_it():
-    with pytest.raises(UserError, match="set EM_DATA_DIR to a copy of the data that holds owner__name/data/file.bin"):
+    with pytest.raises(UserError, match="set EM_DATA_DIR to a copy .*its place is owner__name/data/file.bin"):
         Published("owner/name", "data/file.bin", SHA256).locate()
 
 
