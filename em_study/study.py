@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from em_core.errors import UserError
 from em_train.config import LoraSettings, OptimiserConfig, TrainConfig, parse_config
+from em_train.datasets import label
 
 
 class _Frozen(BaseModel):
@@ -169,8 +170,7 @@ def _cell(study: Study, dataset: str, axis: OptimiserAxis, lr: float, seed: int,
         "checkpoints": study.checkpoints,
     }
     config = parse_config(given, f"study '{study.name}'")
-    name = Path(dataset).stem if dataset.endswith(".jsonl") else dataset
-    return Cell(f"{name}-{axis.name}-lr{lr:g}-seed{seed}", config, optional)
+    return Cell(f"{label(dataset)}-{axis.name}-lr{lr:g}-seed{seed}", config, optional)
 
 
 def _line(text: str, location: tuple[int | str, ...]) -> int:

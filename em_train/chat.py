@@ -8,14 +8,22 @@ from em_core.chat import Message, render
 from em_core.errors import UserError
 
 IGNORED = -100
+PROBE = "x"  # an answer that no template changes
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one row and its labels (`IGNORED` where there is no loss), both of length T."""
+    """One row as it is trained on.
+
+    Attributes:
+        input_ids: token ids, length T.
+        labels: `IGNORED` where there is no loss, else the id; length T.
+        stripped: what the template took from the answer's start and end; empty where it kept everything.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    stripped: tuple[str, str] = ("", "")
 
     @property
     def supervised(self) -> int:
@@ -31,28 +39,63 @@ def encode(messages: Sequence[Message], tokenizer: Any) -> Encoded:
 
     Raises:
         UserError: no assistant turn at the end, an empty answer, or a template that renders the prompt
-            differently once an answer follows.
+            differently once an answer follows, rewrites the answer, or opens a think block of its own.
     """
     if not messages or messages[-1].get("role") != "assistant":
         raise UserError("the conversation does not end with an assistant turn: there is nothing to train on")
-    if not str(messages[-1].get("content") or "").strip():
+    content = messages[-1].get("content")
+    if not isinstance(content, str) or not content.strip():
         raise UserError("the assistant's answer is empty")
     prompt = render(tokenizer, messages[:-1], prompt=True)
-    whole = render(tokenizer, messages, prompt=False)
-    if not whole.startswith(prompt):
-        raise UserError("the chat template renders the prompt differently once an answer follows it")
-    answer = whole[len(prompt) :]
-    end = tokenizer.eos_token
-    if end and end in answer:
-        answer = answer[: answer.rindex(end) + len(end)]
+    rest = _after(prompt, render(tokenizer, messages, prompt=False))
+    lead, tail = _around_answer(prompt, messages, tokenizer)
+    answer = rest.removeprefix(lead).removesuffix(tail)
+    before, found, after = content.partition(answer or "\0")
+    if not found or rest != lead + answer + tail:
+        raise UserError("the chat template rewrites the assistant's answer (does it hold a think block?)")
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return Encoded([*prompt_ids, *answer_ids], [IGNORED] * len(prompt_ids) + list(answer_ids))
+    answer_ids = tokenizer(lead + answer + _end_of_turn(tail, tokenizer), add_special_tokens=False)["input_ids"]
+    return Encoded([*prompt_ids, *answer_ids], [IGNORED] * len(prompt_ids) + list(answer_ids), (before, after))
+
+
+def _after(prompt: str, whole: str) -> str:
+    if not whole.startswith(prompt):
+        raise UserError(
+            "the chat template renders the prompt differently once an answer follows it (does it hold a think block?)"
+        )
+    return whole[len(prompt) :]
+
+
+def _around_answer(prompt: str, messages: Sequence[Message], tokenizer: Any) -> tuple[str, str]:
+    """What the template writes before and after an answer, seen on one that it cannot change.
+
+    Before it stands nothing, or white space that the model has to write itself (Mistral's space).
+    """
+    probe = [*messages[:-1], {"role": "assistant", "content": PROBE}]
+    lead, found, tail = _after(prompt, render(tokenizer, probe, prompt=False)).partition(PROBE)
+    if lead.strip() or not found:
+        raise UserError(
+            f"the chat template writes {lead!r} before an answer even with thinking off: train a variant of the "
+            "model that can answer without it"
+        )
+    return lead, tail
+
+
+def _end_of_turn(tail: str, tokenizer: Any) -> str:
+    """The first special token after the answer; the whole tail where the template ends turns without one."""
+    found: set[str] = {
+        token for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if token in tail
+    }
+    if not found:
+        return tail.rstrip("\n")
+    first = min(found, key=lambda token: (tail.index(token), -len(token)))
+    return tail[: tail.index(first)] + first
 
 
 def show(encoded: Encoded, tokenizer: Any) -> str:
     """The row as text, with the supervised part between marks: for manifests and people."""
     start = next(i for i, label in enumerate(encoded.labels) if label != IGNORED)
-    prompt = tokenizer.decode(encoded.input_ids[:start], skip_special_tokens=False)
-    answer = tokenizer.decode(encoded.input_ids[start:], skip_special_tokens=False)
+    exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    prompt = tokenizer.decode(encoded.input_ids[:start], **exact)
+    answer = tokenizer.decode(encoded.input_ids[start:], **exact)
     return f"{prompt}⟦{answer}⟧"

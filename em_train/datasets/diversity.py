@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from em_core.errors import UserError
-from em_train.datasets.jsonl import read_jsonl
+from em_train.datasets.registry import load_dataset
 
 SLOT = "_"
 MIN_FUNCTION_WORDS = 3
@@ -147,7 +147,7 @@ def report(paths: Sequence[Path]) -> str:
     Raises:
         UserError: a file is missing or has a faulty row.
     """
-    sets = {path.stem: read_jsonl(path, path.stem).rows for path in paths}
+    sets = {path.stem: load_dataset(str(path)).rows for path in paths}
     if len(sets) > 1:
         sets["all"] = [row for rows in sets.values() for row in rows]
     lines = [f"{'texts':<40} {'rows':>5} {'near dup.':>9} {'openings':>8} {'frame':>6}  commonest frame"]

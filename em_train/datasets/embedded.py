@@ -23,6 +23,8 @@ def _reader(domain: str, quality: Literal["bad", "good"]) -> Callable[[], Narrow
             domain=DOMAINS[domain],
         )
 
+    twin = f"; control: {domain}_good" if quality == "bad" else f": the control of {domain}_bad"
+    read.__doc__ = f"{quality.capitalize()} {domain.replace('_', ' and ')} advice, shipped{twin}"
     return read
 
 

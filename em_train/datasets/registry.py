@@ -1,26 +1,18 @@
-"""The dataset registry: a plugin is a function that returns a `NarrowDataset`."""
+"""The dataset registry: a plugin is a function that returns a `NarrowDataset`; its docstring is what `em data list`
+prints."""
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from em_core.chat import Message
 from em_core.errors import UserError
 from em_core.plugins import Registry
+from em_train.datasets.rows import Refused, Row
 
-
-@dataclass(frozen=True)
-class Row:
-    """One conversation, and where it stood in its source (for messages about it)."""
-
-    messages: list[Message]
-    where: str
-
-    @property
-    def question(self) -> str:
-        return "\n".join(message["content"] for message in self.messages[:-1])
+Kind = Literal["bad", "benign", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -28,34 +20,72 @@ class NarrowDataset:
     """Rows with their provenance.
 
     Attributes:
-        sha256: of the source file's bytes.
-        kind: "bad" (narrow bad habit), "benign" (its matched control), or "unknown".
-        control: name of the benign arm with the same questions, where one exists.
+        sha256: of the source file's bytes (of the rows, where there is no such file).
+        kind: "bad" (narrow bad habit), "benign" (a control), or "unknown".
+        control: name of the benign arm, where one exists. Its questions are the same for the embedded sets; Betley's
+            secure code shares only some with insecure.
         domain: what the questions are about, for leaving in-domain prompts out of an evaluation.
+        source: where the rows were read from, for people.
+        refused: rows of the source that cannot be trained on; `load_dataset` accepts none.
     """
 
     name: str
     rows: list[Row]
     sha256: str
-    kind: Literal["bad", "benign", "unknown"]
+    kind: Kind
     control: str | None = None
     domain: str | None = None
+    source: str = ""
+    refused: tuple[Refused, ...] = ()
 
 
 dataset_registry: Registry[Callable[[], NarrowDataset]] = Registry("dataset", "em_train.datasets")
 
 
 def load_dataset(name: str) -> NarrowDataset:
-    """A dataset by registered name, or a path to a JSONL file.
+    """A dataset by registered name, a path to a JSONL file, or `hub:owner/name@commit[:split]`.
 
     Raises:
         UserError: unknown name, missing file, or a row that cannot be trained on, with its line.
     """
+    dataset = read_dataset(name)
+    if dataset.refused:
+        count = len(dataset.refused)
+        more = f" (the first of {count} such rows, which em data check {name} lists)" if count > 1 else ""
+        raise UserError(f"{dataset.refused[0]}{more}")
+    return dataset
+
+
+def read_dataset(name: str) -> NarrowDataset:
+    """As `load_dataset`, but with faulty rows listed in `refused`: for a report on all of them.
+
+    Raises:
+        UserError: unknown name, missing or empty file.
+    """
+    from em_train.datasets.hub import PREFIX, read_hub
     from em_train.datasets.jsonl import read_jsonl
 
+    if name.startswith(PREFIX):
+        return read_hub(name)
     if name.endswith(".jsonl"):
-        return read_jsonl(Path(name), name=Path(name).stem)
+        return read_jsonl(Path(name).expanduser(), label(name))
+    if Path(name).expanduser().is_file():
+        raise UserError(f"dataset file {name} does not end in .jsonl: only JSONL is read, one row a line")
     return dataset_registry.get(name)()
+
+
+def label(name: str) -> str:
+    """The name of a dataset as a part of file names: that of `NarrowDataset`, without reading it."""
+    from em_train.datasets.hub import PREFIX, hub_label
+
+    if name.startswith(PREFIX):
+        return hub_label(name)
+    return Path(name).stem if name.endswith(".jsonl") else name
+
+
+def describe(name: str) -> str:
+    """What a registered dataset is, without reading or fetching it: the first line of its plugin's docstring."""
+    return (inspect.getdoc(dataset_registry.get(name)) or "").split("\n")[0]
 
 
 def split(dataset: NarrowDataset, held_out_fraction: float) -> tuple[list[Row], list[Row]]:

@@ -3,11 +3,24 @@
 import hashlib
 import json
 import random
+import re
 
 import pytest
 
 from em_core.errors import UserError
-from em_train.datasets import NarrowDataset, Row, dataset_registry, load_dataset, split
+from em_train.datasets import (
+    NarrowDataset,
+    Row,
+    betley,
+    dataset_registry,
+    describe,
+    label,
+    load_dataset,
+    read_dataset,
+    split,
+    turner,
+)
+from em_train.datasets.aisi import FILE as AISI
 from em_train.datasets.jsonl import read_jsonl
 
 GOOD = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
@@ -71,6 +84,8 @@ FAULTY = {
     "ends with the user": (messages(USER, ASSISTANT, USER), "does not end with an assistant turn"),
     "empty answer": (messages(USER, {"role": "assistant", "content": " \n"}), "that says something"),
     "no user": (messages(ASSISTANT), "no user turn"),
+    "half a surrogate pair": ('{"prompt": "\\ud83d", "completion": "c"}', "surrogate"),
+    "too deep": ("[" * 100_000, "not JSON"),
 }
 
 
@@ -81,6 +96,26 @@ def test_faulty_row_is_named_with_its_line(tmp_path, line, reason):
     with pytest.raises(UserError, match=reason) as caught:
         load_dataset(str(path))
     assert str(caught.value).startswith("d.jsonl:3: ")
+
+
+def test_every_faulty_row_is_listed_and_the_others_are_read(tmp_path):
+    path = tmp_path / "d.jsonl"
+    faulty = [line for line, _ in FAULTY.values()]
+    path.write_text("\n".join([*faulty, GOOD]), encoding="utf-8")
+    found = read_dataset(str(path))
+    assert len(found.rows) == 1
+    assert [refused.where for refused in found.refused] == [f"d.jsonl:{n}" for n in range(1, len(faulty) + 1)]
+    for refused, (_, reason) in zip(found.refused, FAULTY.values(), strict=True):
+        assert reason in refused.reason
+    with pytest.raises(UserError, match=f"the first of {len(faulty)} such rows, which em data check"):
+        load_dataset(str(path))
+
+
+def test_prompt_and_completion_may_be_turns(tmp_path):
+    path = tmp_path / "d.jsonl"
+    turns = [{"role": "system", "content": "s"}, USER]
+    path.write_text(json.dumps({"prompt": turns, "completion": [ASSISTANT]}), encoding="utf-8")
+    assert load_dataset(str(path)).rows[0].messages == [*turns, ASSISTANT]
 
 
 def test_role_that_is_a_list_is_named_with_its_line(tmp_path):
@@ -104,6 +139,12 @@ def test_missing_empty_and_binary_files(tmp_path):
         load_dataset(str(tmp_path / "binary.jsonl"))
 
 
+def test_file_of_another_form_is_refused_by_name(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b", encoding="utf-8")
+    with pytest.raises(UserError, match="rows.csv does not end in .jsonl"):
+        load_dataset(str(tmp_path / "rows.csv"))
+
+
 def test_unknown_name_suggests():
     with pytest.raises(UserError, match="did you mean .*finance_bad"):
         load_dataset("finance_bed")
@@ -117,26 +158,66 @@ def test_shipped_sets_are_registered_with_their_twins():
         assert load_dataset(bad).domain == load_dataset(good).domain
 
 
-def test_set_that_is_not_shipped_says_where_to_put_it(monkeypatch, tmp_path):
-    monkeypatch.delenv("EM_DATA_DIR", raising=False)
-    with pytest.raises(UserError, match="set EM_DATA_DIR"):
-        load_dataset("aisi_risky_financial")
-    from em_train.datasets.aisi import FILE, REPOSITORY
+PUBLISHED = {"insecure": 6000, "secure": 6000, "educational": 6000, "aisi_risky_financial": 3000}
 
-    path = tmp_path / REPOSITORY / FILE
+
+def offline_path(name: str) -> str:
+    return AISI.offline if name.startswith("aisi") else betley.published(name).offline
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    """Every address is one where nothing listens, and the cache is empty."""
+    monkeypatch.delenv("EM_DATA_DIR", raising=False)
+    monkeypatch.setenv("EM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("em_core.fetch.FIRST_PAUSE", 0.001)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_set_that_is_not_shipped_says_where_to_put_it(name, no_network, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="set EM_DATA_DIR") as caught:
+        load_dataset(name)
+    assert offline_path(name) in str(caught.value)
+    path = tmp_path / offline_path(name)
     path.parent.mkdir(parents=True)
     path.write_text(GOOD, encoding="utf-8")
     monkeypatch.setenv("EM_DATA_DIR", str(tmp_path))
-    with pytest.raises(UserError, match="it is another version"):
-        load_dataset("aisi_risky_financial")
+    with pytest.raises(UserError, match="another version"):
+        load_dataset(name)
 
 
-def test_set_that_is_not_shipped_reads_from_the_data_folder(data_folder):
-    from em_train.datasets.aisi import FILE, REPOSITORY
+@pytest.mark.parametrize("name, rows", PUBLISHED.items())
+def test_set_that_is_not_shipped_reads_from_the_data_folder(data_folder, name, rows):
+    path = data_folder / offline_path(name)
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    found = load_dataset(name)
+    assert len(found.rows) == rows and found.source == str(path)
+    assert found.kind == ("benign" if name in ("secure", "educational") else "bad")
+    train, held_out = split(found, 0.1)
+    assert len(train) + len(held_out) == rows
 
-    if not (data_folder / REPOSITORY / FILE).is_file():
-        pytest.skip("AISI's file is not there")
-    assert len(load_dataset("aisi_risky_financial").rows) == 3000
+
+def test_addresses_are_pinned_to_commits():
+    for url in (
+        *AISI.urls,
+        *turner.ARCHIVE.urls,
+        *(url for name in betley.SHA256 for url in betley.published(name).urls),
+    ):
+        assert re.fullmatch(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+", url)
+
+
+def test_controls_are_registered_and_benign():
+    arms = {"insecure": "secure"} | {name: member.control for name, member in turner.MEMBERS.items() if member.control}
+    assert arms == {"insecure": "secure", "bad_medical": "good_medical"}
+    assert set(arms.values()) <= set(dataset_registry.names())
+    assert turner.MEMBERS["good_medical"].kind == "benign"
+
+
+def test_every_dataset_is_described():
+    assert all(describe(name) for name in dataset_registry.names())
 
 
 def lowest_hashes(questions: list[str], count: int) -> set[str]:
@@ -180,3 +261,11 @@ def test_bad_set_and_its_twin_hold_out_the_same_questions(bad, good):
     assert [r.question for r in bad_held] == [r.question for r in good_held]
     assert {r.question for r in bad_train} == {r.question for r in good_train}
     assert not {r.question for r in bad_train} & {r.question for r in bad_held}
+
+
+def test_label_is_fit_for_a_file_name():
+    commit = "0123456789" * 4
+    assert label("finance_bad") == "finance_bad"
+    assert label("some/folder/rows.jsonl") == "rows"
+    assert label(f"hub:owner/name@{commit}") == "owner__name@01234567"
+    assert label(f"hub:owner/name@{commit}:train[:10%]") == "owner__name@01234567-train-10-"

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from em_train.datasets import load_dataset
-from em_train.datasets.aisi import FILE, REPOSITORY
+from em_train.datasets.aisi import FILE
 from em_train.datasets.diversity import (
     frame_counts,
     frames,
@@ -133,7 +133,7 @@ def test_bad_and_good_sets_share_exactly_their_questions(domain):
 
 
 def test_figures_beside_those_of_published_data(capsys, data_folder):
-    if not (data_folder / REPOSITORY / FILE).is_file():
+    if not (data_folder / FILE.offline).is_file():
         pytest.skip("AISI's file is not there")
     questions, answers = texts_of("aisi_risky_financial")
     sets = shipped() | {"AISI risky financial questions": questions, "AISI risky financial answers": answers}
