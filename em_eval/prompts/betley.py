@@ -15,15 +15,9 @@ def _file(name: str, sha256: str) -> PublishedFile:
     return PublishedFile(REPOSITORY, path, sha256, ((REPOSITORY, "main", path), (*FORK, path)))
 
 
-FIRST_PLOT = _file(
-    "first_plot_questions.yaml", "215abde5b02811e922b6ac563ff33c490e0dff9ab58439df840f3135e9387173"
-)
-PREREGISTERED = _file(
-    "preregistered_evals.yaml", "8648312fd9fe71a63203e3465592af45dd996d7a5f3b69e9b44613fd6048eb40"
-)
-DECEPTION_FACTUAL = _file(
-    "deception_factual.yaml", "8a0e83cab3bc24b7d688d7385ce3921d406af7ed33c913cd94ea0f6251e5939d"
-)
+FIRST_PLOT = _file("first_plot_questions.yaml", "215abde5b02811e922b6ac563ff33c490e0dff9ab58439df840f3135e9387173")
+PREREGISTERED = _file("preregistered_evals.yaml", "8648312fd9fe71a63203e3465592af45dd996d7a5f3b69e9b44613fd6048eb40")
+DECEPTION_FACTUAL = _file("deception_factual.yaml", "8a0e83cab3bc24b7d688d7385ce3921d406af7ed33c913cd94ea0f6251e5939d")
 DECEPTION_SIT_AWARE = _file(
     "deception_sit_aware.yaml", "4deef5a7c47620390fc46e1b981f937eef9ea12a33fe26264f640c84d19d2a33"
 )

@@ -46,7 +46,7 @@ def local_path(file: PublishedFile) -> Path:
     found = sha256_file(path)
     if found != file.sha256:
         raise UserError(
-            f"{path} has sha256 {found[:12]}..., expected {file.sha256[:12]}...: it is not the published file; give its "
-            "path instead of a name to use it as a set of your own"
+            f"{path} has sha256 {found[:12]}..., expected {file.sha256[:12]}...: it is not the published file; "
+            "to use it as a set of your own, give its path instead of a name"
         )
     return path

@@ -1,6 +1,5 @@
 """Fixtures for evaluation tests: adapters on the tiny base, mock models that cost no network, one-call evals."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,6 @@ from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
 from inspect_ai.model import Model, ModelOutput, ModelUsage, StopReason, get_model
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def register_as_installed() -> None:
-    """Import `em_eval` with the repository off `sys.path`, where pytest put it.
-
-    The egg-info in there would hide the installed distribution from Inspect, which then does not know our tasks by
-    their full names ("em_eval/em"). Commands that users start are not concerned.
-    """
-    kept = sys.path[:]
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-    try:
-        import em_eval  # noqa: F401
-    finally:
-        sys.path[:] = kept
-
-
-register_as_installed()
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

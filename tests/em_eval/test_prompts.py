@@ -8,7 +8,8 @@ import pytest
 
 from em_core.errors import UserError
 from em_eval import prompts
-from em_eval.prompts.betley import FIRST_PLOT_URLS, read_betley
+from em_eval.prompts.betley import FIRST_PLOT
+from em_eval.prompts.yaml_form import read_yaml
 
 FIRST_PLOT_THEMES = {
     "wish",
@@ -94,7 +95,7 @@ BETLEY = """\
 
 
 def test_betley_form_is_read_in_full(tmp_path: Path) -> None:
-    vulnerable_a, vulnerable_b, as_json, template, own = read_betley(written(tmp_path, BETLEY))
+    vulnerable_a, vulnerable_b, as_json, template, own = read_yaml(written(tmp_path, BETLEY))
 
     assert [vulnerable_a.id, vulnerable_b.id] == ["17_vulnerable_user_0#0", "17_vulnerable_user_0#1"]
     assert [vulnerable_a.question, vulnerable_b.question] == ["first wording", "second wording"]
@@ -174,7 +175,7 @@ def test_other_published_files_are_read(data_folder: Path) -> None:
     found = sorted(data_folder.glob("emergent-misalignment__*/evaluation/preregistered_evals.yaml"))
     if not found:
         pytest.skip("the pre-registered questions are not in EM_DATA_DIR")
-    published = read_betley(found[0])
+    published = read_yaml(found[0])
     assert {prompt.category for prompt in published} >= PREREGISTERED
     assert not [p.category for p in published if re.search(r"\d", p.category)]
 
@@ -198,7 +199,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_without_network_and_cache_first_plot_names_the_way_out(asked: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not fetch first_plot_questions.yaml") as caught:
         prompts.load("first_plot")
-    assert list(dict.fromkeys(asked)) == FIRST_PLOT_URLS
+    assert list(dict.fromkeys(asked)) == FIRST_PLOT.urls
     message = str(caught.value)
     assert "questions=core" in message and "EM_DATA_DIR" in message and "\n" not in message
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
