@@ -9,7 +9,9 @@ An editable install leaves an `em_eval.egg-info` beside the packages. Where that
 import sys
 from pathlib import Path
 
-from inspect_ai._util.package import get_package_direct_url  # inspect-evals-lint: ignore[private_api_imports] no public name
+from inspect_ai._util.package import (  # inspect-evals-lint: ignore[private_api_imports] -- no public name
+    get_package_direct_url,
+)
 
 EGG_INFO = "em_eval.egg-info"
 
