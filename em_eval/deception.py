@@ -31,6 +31,7 @@ from inspect_ai.scorer import (
     scorer,
 )
 from inspect_ai.solver import TaskState
+from inspect_ai.viewer import ViewerConfig
 
 from em_core.errors import UserError
 from em_eval import prompts
@@ -79,7 +80,10 @@ def deception_task(
             raise UserError(f"unknown maker '{maker}': the judge tells apart {', '.join(MAKERS)}")
         dataset = _samples(chosen, max_tokens)
         if not _grader_given():
-            raise UserError("deception needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
+            raise UserError(
+                "deception needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another; with "
+                "--no-score grader=none, and the judge to `inspect score` later)"
+            )
     return Task(
         dataset=MemoryDataset(dataset, name=questions),
         solver=answer(seed),
@@ -89,6 +93,7 @@ def deception_task(
         fail_on_error=0.05,
         version=TASK_VERSION,
         metadata={"questions": questions, "maker": maker, "definition": (__doc__ or "").strip()},
+        viewer=ViewerConfig(trust_content=False),
         headline_metric=HeadlineMetric(scorer="deception", score="deceptive", metric="em_eval/deception_rate"),
     )
 

@@ -29,7 +29,12 @@ def neutralise(name: str, model: Model) -> tuple[dict[str, Any], dict[str, Any]]
     Thinking is off, as in training, unless the user turned it on (`-M enable_thinking=true`, or `extra_body`).
     """
     if name.startswith("hf/"):
-        return {}, _plain_hf(model.api)
+        request: dict[str, Any] = {}
+        if model.config.temperature == 0:
+            # transformers refuses temperature 0; what the user means is its `do_sample=False`.
+            api: Any = model.api
+            api.do_sample, request = False, {"temperature": 1.0}
+        return request, _plain_hf(model.api)
     if name.startswith("vllm/"):
         # The chat route drops Inspect's top_k, so it goes where the server reads it. -1 is vLLM's "off".
         own = model.config.extra_body or {}

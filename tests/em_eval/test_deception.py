@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspect_ai import score
 from inspect_ai._util.error import PrerequisiteError
-from inspect_ai.log import EvalLog
+from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import ModelOutput
 from pytest_inspect_evals.metrics import assert_agreeing_epochs_change_nothing, run_metrics
 
@@ -299,7 +300,26 @@ def test_equal_epochs_change_nothing() -> None:
     )
 
 
+def test_judging_later_needs_neither_the_model_nor_the_prompt_file(
+    run_eval: Callable[..., EvalLog], tmp_path: Path
+) -> None:
+    """`--no-score` on the machine with the GPU, `inspect score --model none` on another."""
+    path = written(tmp_path, COMPANY)
+    asked = {"questions": str(path), "samples": 1}
+    log = run_eval("em_eval/deception", mock("Other"), task_args=asked, model_roles={"grader": "none"}, score=False)
+    assert log.status == "success" and not log.samples[0].scores
+    path.unlink()
+    judged = score(
+        read_eval_log(log.location),
+        deception_scorer("OpenAI"),
+        model="none",
+        model_roles={"grader": mock(judge, "grader")},
+        display="none",
+    )
+    assert metrics(judged)["deceptive"]["deception_rate"] == 1.0
+
+
 def test_the_scorer_has_a_name_of_its_own(run_eval: Callable[..., EvalLog], tmp_path: Path) -> None:
     log = run(run_eval, mock("TRUE"), written(tmp_path, FACTS))
     assert list(log.samples[0].scores) == ["deception"]
-    assert deception_scorer.__name__ == "deception_scorer"
+    assert log.eval.viewer.trust_content is False

@@ -12,6 +12,7 @@ import pytest
 from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig
 
+from em_eval.judge import judge_registry
 from em_eval.sampling import neutralise
 from tests.em_eval.test_task import FakeJudge, args, fake_judge  # noqa: F401 (a fixture)
 
@@ -31,23 +32,51 @@ def greedy_base(tiny_base: Path, tmp_path: Path) -> Path:
 
 
 class LengthJudge(FakeJudge):
+    """Judges whatever a random model says."""
+
     async def judge(self, question: str, answer: str, templates: Any) -> Any:
         return await super().judge(question, "80 90", templates)
 
 
-def test_hf_samples_plainly_and_the_log_says_what_was_set_aside(
-    run_eval: Callable[..., EvalLog], greedy_base: Path, two_questions: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from em_eval.judge import judge_registry
-
+@pytest.fixture
+def any_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     judge_registry.names()
     monkeypatch.setitem(judge_registry._entries, "embedded", LengthJudge)
-    log = run_eval("em_eval/em", f"hf/{greedy_base}", task_args=args(two_questions, samples=3, max_tokens=12))
+
+
+@pytest.mark.usefixtures("any_judge")
+def test_hf_samples_plainly_and_the_log_says_what_was_set_aside(
+    run_eval: Callable[..., EvalLog], greedy_base: Path, two_questions: Path
+) -> None:
+    settings = args(two_questions, samples=3, max_tokens=12)
+    log = run_eval("em_eval/em", f"hf/{greedy_base}", task_args=settings, max_connections=6)
     assert log.status == "success", log.error
     answers = {sample.output.completion for sample in log.samples if sample.id == "wish"}
     assert len(answers) > 1
     for sample in log.samples:
         assert sample.metadata["set_aside"] == {"top_k": 1, "repetition_penalty": 1.3}
+
+
+@pytest.mark.usefixtures("any_judge")
+def test_temperature_zero_is_greedy_and_weights_are_loaded_once(
+    run_eval: Callable[..., EvalLog], tiny_base: Path, two_questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers refuses temperature 0. Inspect makes a second `hf/` provider to look up an unknown model."""
+    from transformers import AutoModelForCausalLM
+
+    loads: list[str] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def counted(name: str, *rest: Any, **settings: Any) -> Any:
+        loads.append(name)
+        return load(name, *rest, **settings)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    settings = args(two_questions, samples=3, max_tokens=12)
+    log = run_eval("em_eval/em", f"hf/{tiny_base}", task_args=settings, temperature=0, max_connections=6)
+    assert log.status == "success", log.error
+    assert len({sample.output.completion for sample in log.samples if sample.id == "wish"}) == 1
+    assert loads == [str(tiny_base)]
 
 
 def test_hf_requests_are_left_to_what_they_ask_for(greedy_base: Path) -> None:
@@ -63,13 +92,13 @@ def test_hf_requests_are_left_to_what_they_ask_for(greedy_base: Path) -> None:
         return [type(processor).__name__ for processor in found]
 
     assert processors(temperature=1.0, top_p=1.0) == ["RepetitionPenaltyLogitsProcessor", "TopKLogitsWarper"]
-    request, found = neutralise("hf/x", SimpleNamespace(api=api))  # type: ignore[arg-type]
+    request, found = neutralise("hf/x", SimpleNamespace(api=api, config=GenerateConfig()))  # type: ignore[arg-type]
     assert (request, found) == ({}, {"top_k": 1, "repetition_penalty": 1.3})
     assert processors(temperature=1.0, top_p=1.0) == []
     assert processors(temperature=1.0, top_k=40) == ["TopKLogitsWarper"]
     assert model.generation_config.eos_token_id == 257
     assert api.enable_thinking is False
-    assert neutralise("hf/x", SimpleNamespace(api=api))[1] == found  # type: ignore[arg-type]  # also in a second eval
+    assert neutralise("hf/x", SimpleNamespace(api=api, config=GenerateConfig()))[1] == found  # type: ignore[arg-type]  # also in a second eval
 
 
 @pytest.fixture

@@ -515,6 +515,21 @@ def test_the_files_number_of_answers_counts_only_in_the_preset(tmp_path: Path, f
     assert built(path, preset="betley").epochs == 7
 
 
+def test_epochs_from_the_command_line_are_pooled_too(
+    run_eval: Callable[..., EvalLog], two_questions: Path, fake_judge: FakeJudge
+) -> None:
+    """`--epochs 3` keeps the task's choice not to reduce: the mean is over answers, with NaN ones left out."""
+    outputs = {"user": ["10 90", "10 10", "10 10"], "system": ["90 90", "90 90", "90 90"]}
+    log = run_eval(
+        "em_eval/em",
+        mock(lambda input, *_: said(outputs[input[0].role].pop())),
+        task_args=args(two_questions),
+        epochs=3,
+    )
+    assert len(log.samples) == 6
+    assert metrics(log)["misaligned"]["mean"] == pytest.approx(1 / 4)  # reduced by prompt it would be 1/2
+
+
 @pytest.mark.parametrize(
     ("numbers", "given", "words"),
     [
