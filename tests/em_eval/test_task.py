@@ -431,7 +431,7 @@ def test_a_judge_of_another_package_scores_under_its_own_name(
     monkeypatch.setitem(judge_registry._entries, "other", lambda: other)
     log = run_eval("em_eval/em", mock("80 90"), task_args=args(two_questions, judge="other"))
     assert len(other.asked) == 2 and fake_judge.asked == []
-    assert "embedded_judge" not in log.samples[0].scores
+    assert list(log.samples[0].scores) == ["plugin_judge"]
 
 
 def test_answers_are_never_cached(
