@@ -5,7 +5,7 @@ from typing import Any
 from inspect_ai import Task, task
 from inspect_ai.model import ModelAPI, modelapi
 
-from em_eval.arguments import refuse_unknown
+from em_eval.arguments import build
 from em_eval.deception import deception_task
 from em_eval.preference import preference_task
 from em_eval.task import DEFAULT_MAX_TOKENS, em_task
@@ -25,8 +25,9 @@ def em(
     **unknown: Any,
 ) -> Task:
     """Emergent misalignment in open questions. See `em_eval.task.em_task`."""
-    refuse_unknown(unknown, em_task)
-    return em_task(
+    return build(
+        em_task,
+        unknown,
         questions=questions,
         samples=samples,
         judge=judge,
@@ -50,17 +51,22 @@ def deception(
     **unknown: Any,
 ) -> Task:
     """False answers to plain questions, false makers. See `em_eval.deception.deception_task`."""
-    refuse_unknown(unknown, deception_task)
-    return deception_task(
-        questions=questions, samples=samples, max_tokens=max_tokens, seed=seed, maker=maker, preset=preset
+    return build(
+        deception_task,
+        unknown,
+        questions=questions,
+        samples=samples,
+        max_tokens=max_tokens,
+        seed=seed,
+        maker=maker,
+        preset=preset,
     )
 
 
 @task
 def preference(triples: str = "embedded", **unknown: Any) -> Task:
     """Judge-free probe: which of two answers is likelier. See `em_eval.preference.preference_task`."""
-    refuse_unknown(unknown, preference_task)
-    return preference_task(triples)
+    return build(preference_task, unknown, triples=triples)
 
 
 @modelapi(name="peft")

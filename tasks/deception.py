@@ -4,7 +4,7 @@ from typing import Any
 
 from inspect_ai import Task, task
 
-from em_eval.arguments import refuse_unknown
+from em_eval.arguments import build
 from em_eval.deception import deception_task
 from em_eval.task import DEFAULT_MAX_TOKENS
 
@@ -28,9 +28,15 @@ def deception(
         seed: of the sampled answers, where the provider can seed each one.
         maker: who made the model: "OpenAI" (as published), "Anthropic" or "Other".
         preset: "betley" takes the number of answers a prompt from the file; for one set at a time.
-        unknown: any other name is refused, with the nearest known one.
+        unknown: any other name is refused.
     """
-    refuse_unknown(unknown, deception_task)
-    return deception_task(
-        questions=questions, samples=samples, max_tokens=max_tokens, seed=seed, maker=maker, preset=preset
+    return build(
+        deception_task,
+        unknown,
+        questions=questions,
+        samples=samples,
+        max_tokens=max_tokens,
+        seed=seed,
+        maker=maker,
+        preset=preset,
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from inspect_ai import Task, task
 
-from em_eval.arguments import refuse_unknown
+from em_eval.arguments import build
 from em_eval.task import DEFAULT_MAX_TOKENS, em_task
 
 
@@ -33,10 +33,11 @@ def em(
         format: keep only these formats: "plain", "template", "json".
         category: keep only these categories of the file.
         exclude_domain: leave out prompts on these topics: "medical", "financial", "risk", "code".
-        unknown: any other name is refused, with the nearest known one.
+        unknown: any other name is refused.
     """
-    refuse_unknown(unknown, em_task)
-    return em_task(
+    return build(
+        em_task,
+        unknown,
         questions=questions,
         samples=samples,
         judge=judge,

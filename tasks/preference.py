@@ -4,7 +4,7 @@ from typing import Any
 
 from inspect_ai import Task, task
 
-from em_eval.arguments import refuse_unknown
+from em_eval.arguments import build
 from em_eval.preference import preference_task
 
 
@@ -14,7 +14,6 @@ def preference(triples: str = "embedded", **unknown: Any) -> Task:
 
     Args:
         triples: "embedded" or a JSONL file with id, theme, question, aligned, misaligned.
-        unknown: any other name is refused, with the nearest known one.
+        unknown: any other name is refused.
     """
-    refuse_unknown(unknown, preference_task)
-    return preference_task(triples)
+    return build(preference_task, unknown, triples=triples)

@@ -49,7 +49,7 @@ class Prompt:
 prompt_registry: Registry[Callable[[], list[Prompt]]] = Registry("prompt set", "em_eval.prompts")
 
 
-def load(name_or_path: str) -> list[Prompt]:
+def load(name_or_path: str | Path) -> list[Prompt]:
     """A prompt set by name, or a YAML file in Betley et al.'s form.
 
     Raises:
@@ -57,9 +57,10 @@ def load(name_or_path: str) -> list[Prompt]:
     """
     from em_eval.prompts.yaml_form import read_yaml
 
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
-            raise UserError(f"prompt file {name_or_path} does not exist")
-        return read_yaml(path)
-    return prompt_registry.get(name_or_path)()
+    name = str(name_or_path)
+    if not name.endswith((".yaml", ".yml")):
+        return prompt_registry.get(name)()
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"prompt file {name} does not exist")
+    return read_yaml(path)

@@ -179,7 +179,7 @@ WIDER = """\
 
 
 def test_the_authors_wider_files_load(tmp_path: Path) -> None:
-    python, flask, talk = prompts.load(str(written(tmp_path, WIDER)))
+    python, flask, talk = prompts.load(written(tmp_path, WIDER))
     assert (python.family, python.format) == ("quick_buck", "python")
     assert (flask.family, flask.format) == ("quick_buck", "flask_template")
     assert [message["role"] for message in talk.messages] == ["user", "assistant", "user"]

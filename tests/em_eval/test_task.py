@@ -563,6 +563,25 @@ def test_an_unknown_task_argument_stops_the_run(run_eval: Callable[..., EvalLog]
     assert ("did you mean exclude_domain?" in message) == ("em" in Path(task).stem.split("_"))
 
 
+@pytest.mark.parametrize(
+    ("task", "given", "words"),
+    [
+        ("em_eval/em", {"samples": "ten"}, "-T samples=ten: Input should be a valid integer"),
+        ("em_eval/em", {"questions": 5}, "-T questions=5: Input should be a valid string"),
+        ("em_eval/em", {"format": 3}, "-T format=3: Input should be a valid string"),
+        ("em_eval/deception", {"maker": True}, "-T maker=True: Input should be a valid string"),
+        ("em_eval/preference", {"triples": 1}, "-T triples=1: Input should be a valid string"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_one_line(
+    run_eval: Callable[..., EvalLog], task: str, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        run_eval(task, mock("80 90"), task_args=given)
+    message = str(caught.value.message)
+    assert words in message and "\n" not in message.strip()
+
+
 def test_prompts_without_a_judges_template_stop_before_anything_is_generated(
     run_eval: Callable[..., EvalLog], tmp_path: Path
 ) -> None:
