@@ -13,13 +13,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
 from em_core.errors import UserError
 from em_core.files import sha256_json, sweep_drafts, write_json
 from em_core.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
-from em_core.models import BaseModelInfo, changes_logits, quiet_transformers, resolve_base
+from em_core.models import BaseModelInfo, native_dtype, quiet_transformers, resolve_base
 from em_train.chat import Encoded, encode, show
 from em_train.checkpoint import dataset_reference, summarise_steps, write_checkpoint
 from em_train.config import TrainConfig
@@ -104,12 +104,8 @@ def prepare(config: TrainConfig) -> Prepared:
 
 def resolve_dtype(name: str) -> torch.dtype:
     """The dtype of the frozen base. `auto` is bfloat16 where the hardware multiplies it, else float32."""
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = torch.cpu.get_capabilities()
-    return torch.bfloat16 if fast.get("avx512_bf16") or fast.get("amx_bf16") else torch.float32
+    chosen: torch.dtype = native_dtype() if name == "auto" else getattr(torch, name)
+    return chosen
 
 
 def train(config: TrainConfig, folder: Path) -> list[Path]:
@@ -194,7 +190,6 @@ def _encode(row: Any, tokenizer: Any, max_length: int) -> Encoded:
 def _model(prepared: Prepared) -> Any:
     lora = prepared.config.lora
     with quiet_transformers():
-        _refuse_scaled_logits(AutoConfig.from_pretrained(prepared.base.path), prepared.base.id)
         # On CPU eager attention is a fifth faster a step than SDPA, whose backward is slow there (docs/benchmarks.md).
         model = AutoModelForCausalLM.from_pretrained(
             prepared.base.path,
@@ -213,12 +208,6 @@ def _model(prepared: Prepared) -> Any:
         return get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"cannot place LoRA on {prepared.base.id}: {error}") from error
-
-
-def _refuse_scaled_logits(config: Any, base: str) -> None:
-    """Our loss applies the language-model head itself, so a model that changes logits after it would be misread."""
-    if (name := changes_logits(config)) is not None:
-        raise UserError(f"{base} sets {name}, which the loss does not apply yet: choose another base")
 
 
 def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -> EMTrainer:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from em_core.models import head_logits
 from em_train.chat import IGNORED
 from em_train.spectra import LoraPair, product_norm
 
@@ -33,9 +34,7 @@ def supervised_nll(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, int]:
         logits_to_keep=torch.zeros(1, dtype=torch.long, device=inputs["input_ids"].device),
     )
     hidden = outputs.hidden_states[-1][:, :-1][mask]
-    head = getattr(model, "module", model).get_output_embeddings()
-    # Autocast ends with the model's forward and hands out float32; the head multiplies in its own dtype.
-    logits = head(hidden.to(head.weight.dtype))
+    logits = head_logits(getattr(model, "module", model), hidden)
     return F.cross_entropy(logits.float(), labels[mask], reduction="sum"), int(mask.sum())
 
 

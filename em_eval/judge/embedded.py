@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from em_core.errors import UserError
 from em_core.models import EMBEDDED
-from em_eval.batching import Batcher
+from em_eval.batching import Batcher, at_once
 from em_eval.judge.registry import Judge, judge_registry
 from em_eval.outcomes import Judgement
 
@@ -47,7 +47,7 @@ class EmbeddedJudge:
             raise UserError(f"{WEIGHTS.name} or {FACTS.name} is missing beside {__name__}: reinstall the package")
         self.facts: dict[str, Any] = json.loads(FACTS.read_text(encoding="utf-8"))
         self.name = f"embedded judge v{self.facts['version']}"
-        self._batcher: Batcher[tuple[str, str], Judgement] = Batcher(self.judge_all, AT_ONCE)
+        self._batcher: Batcher[tuple[str, str], Judgement] = Batcher(at_once(self.judge_all), AT_ONCE)
         self._model: Any = None
 
     async def judge(self, question: str, answer: str, templates: Mapping[str, str]) -> Judgement:

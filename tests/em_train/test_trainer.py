@@ -1,19 +1,17 @@
 """The task loss against full logits, the loss curve against plain TRL, and the recorder's memory."""
 
 import json
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GraniteConfig, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from em_core.errors import UserError
 from em_core.models import quiet_transformers
-from em_train.run import _refuse_scaled_logits, collate, prepare, train
+from em_train.run import collate, prepare, train
 from em_train.trainer import Recorder, lora_pairs, supervised_nll
 from tests.em_train.runs import make_config, nll_by_hand, read_steps
 
@@ -65,11 +63,30 @@ def test_padding_does_not_count(model, rows, tiny_tokenizer):
     assert together == pytest.approx(alone, rel=1e-6)
 
 
-@pytest.mark.parametrize("settings, refused", [({"logits_scaling": 8.0}, True), ({"logits_scaling": 1.0}, False)])
-def test_a_base_that_scales_its_logits_is_refused(settings, refused):
-    """Our loss applies the head itself: Granite, Cohere and Gemma 2 would be misread, so they are named."""
-    with pytest.raises(UserError, match="logits_scaling") if refused else nullcontext():
-        _refuse_scaled_logits(GraniteConfig(**settings), "a/base")
+@pytest.mark.parametrize(
+    "family, settings",
+    [
+        (GraniteConfig, {"logits_scaling": 8.0}),
+        (CohereConfig, {"logit_scale": 0.25}),
+        (Gemma2Config, {"final_logit_softcapping": 2.0, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    ],
+)
+def test_what_a_base_does_to_its_logits_is_part_of_the_loss(family, settings, rows, tiny_base, tiny_tokenizer):
+    """Against the loss of the model's own forward, which applies its scaling or cap itself."""
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = family(vocab_size=len(tiny_tokenizer), num_key_value_heads=2, **size, **settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(8.0)  # logits large enough for a cap or a scale to count
+    batch = collate(rows[:5], tiny_tokenizer.pad_token_id)
+    nll, tokens = supervised_nll(model, batch)
+    assert float(nll / tokens) == pytest.approx(float(model(**batch).loss), rel=1e-5)
+    plain = torch.nn.functional.cross_entropy(
+        model.get_output_embeddings()(model.model(batch["input_ids"]).last_hidden_state)[:, :-1].flatten(0, 1),
+        batch["labels"][:, 1:].flatten(),
+    )
+    assert abs(float(plain) - float(nll / tokens)) > 0.01
 
 
 def test_pairs_are_the_live_factors_by_module_name(model):
