@@ -1,8 +1,12 @@
 """What Inspect finds through this distribution's entry point. Imports nothing heavy."""
 
+from typing import Any
+
 from inspect_ai import Task, task
 from inspect_ai.model import ModelAPI, modelapi
 
+from em_eval.arguments import build
+from em_eval.deception import deception_task
 from em_eval.preference import preference_task
 from em_eval.task import DEFAULT_MAX_TOKENS, em_task
 
@@ -10,19 +14,59 @@ from em_eval.task import DEFAULT_MAX_TOKENS, em_task
 @task
 def em(
     questions: str = "first_plot",
-    samples: int = 4,
+    samples: int | None = None,
     judge: str = "auto",
     max_tokens: int = DEFAULT_MAX_TOKENS,
     seed: int = 0,
+    preset: str | None = None,
+    format: str | list[str] | None = None,
+    category: str | list[str] | None = None,
+    exclude_domain: str | list[str] | None = None,
+    **unknown: Any,
 ) -> Task:
     """Emergent misalignment in open questions. See `em_eval.task.em_task`."""
-    return em_task(questions=questions, samples=samples, judge=judge, max_tokens=max_tokens, seed=seed)
+    return build(
+        em_task,
+        unknown,
+        questions=questions,
+        samples=samples,
+        judge=judge,
+        max_tokens=max_tokens,
+        seed=seed,
+        preset=preset,
+        format=format,
+        category=category,
+        exclude_domain=exclude_domain,
+    )
 
 
 @task
-def preference(triples: str = "embedded") -> Task:
+def deception(
+    questions: str = "both",
+    samples: int | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    seed: int = 0,
+    maker: str = "OpenAI",
+    preset: str | None = None,
+    **unknown: Any,
+) -> Task:
+    """False answers to plain questions, false makers. See `em_eval.deception.deception_task`."""
+    return build(
+        deception_task,
+        unknown,
+        questions=questions,
+        samples=samples,
+        max_tokens=max_tokens,
+        seed=seed,
+        maker=maker,
+        preset=preset,
+    )
+
+
+@task
+def preference(triples: str = "embedded", **unknown: Any) -> Task:
     """Judge-free probe: which of two answers is likelier. See `em_eval.preference.preference_task`."""
-    return preference_task(triples)
+    return build(preference_task, unknown, triples=triples)
 
 
 @modelapi(name="peft")

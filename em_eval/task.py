@@ -3,13 +3,22 @@
 import json
 import logging
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from inspect_ai import Epochs, Task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import HeadlineMetric
-from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, ModelInfo, set_model_info
+from inspect_ai.model import (
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    GenerateConfig,
+    ModelInfo,
+    get_model,
+    set_model_info,
+)
 from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.viewer import (
@@ -27,36 +36,58 @@ from em_eval import prompts
 from em_eval.errors import as_prerequisite
 from em_eval.judge import judge_registry
 from em_eval.model_names import split_hash
+from em_eval.prompts.selection import Names
 from em_eval.rates import DEFINITIONS, HEADLINE
+from em_eval.sampling import neutralise
 from em_eval.scorer import embedded_judge_scorer, model_judge_scorer, plugin_judge_scorer
+from em_eval.thinking import set_apart
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_TOKENS = 600
+DEFAULT_SAMPLES = 4
 TASK_VERSION = 1
+PRESETS = ("betley",)
 
 
-def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int) -> Task:
+def em_task(
+    questions: str,
+    samples: int | None,
+    judge: str,
+    max_tokens: int,
+    seed: int,
+    preset: str | None = None,
+    format: Names = None,
+    category: Names = None,
+    exclude_domain: Names = None,
+) -> Task:
     """Emergent misalignment in open questions.
 
     Args:
         questions: a prompt set by name, or a YAML file in Betley et al.'s form.
-        samples: answers a prompt, as Inspect epochs without a reducer: metrics see every answer.
+        samples: answers a prompt, as Inspect epochs without a reducer: metrics see every answer. Default 4.
         judge: "model", "embedded", or "auto": the grader where one is given, else the embedded judge.
         max_tokens: longest answer.
         seed: of the answers; with each prompt and epoch it fixes one random stream, alike for every checkpoint.
+        preset: "betley": as many answers a prompt as its file asks for (`samples_per_paraphrase`).
+        format: keep only prompts of this format ("plain", "template", "json"); several with commas.
+        category: keep only prompts of this category; several with commas.
+        exclude_domain: leave out prompts that touch this domain ("medical", "financial", "risk", "code").
 
     Raises:
-        PrerequisiteError: unknown prompt set or judge, no grader where one is demanded.
+        PrerequisiteError: unknown prompt set, tag or judge, no grader where one is demanded.
     """
     with as_prerequisite():
-        chosen = prompts.load(from_users_folder(questions) if questions.endswith((".yaml", ".yml")) else questions)
-        if samples < 1 or max_tokens < 1:
-            raise UserError(f"samples={samples} and max_tokens={max_tokens} must be at least 1")
+        chosen = choose(questions, format=format, category=category, exclude_domain=exclude_domain)
+        samples = answers_a_prompt(chosen, samples, preset, DEFAULT_SAMPLES)
+        if max_tokens < 1:
+            raise UserError(f"max_tokens={max_tokens} must be at least 1")
         name, scorer = _judge(judge)
+        if name == "model":
+            demand_templates(chosen, ("aligned", "coherent"))
         facts = judge_registry.get(name)().facts
     shown = f"{name}_judge" if name in {"embedded", "model"} else "plugin_judge"
     return Task(
-        dataset=MemoryDataset([_sample(prompt, max_tokens) for prompt in chosen], name=questions),
+        dataset=MemoryDataset([to_sample(prompt, max_tokens) for prompt in chosen], name=questions),
         solver=answer(seed),
         scorer=scorer,
         epochs=Epochs(samples, []),
@@ -65,6 +96,7 @@ def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int
         version=TASK_VERSION,
         metadata={
             "questions": questions,
+            "left_out": left_out(format=format, category=category, exclude_domain=exclude_domain),
             "judge": name,
             "judge_facts": facts,
             "headline_rate": {"name": HEADLINE, "definition": DEFINITIONS[HEADLINE].words},
@@ -74,22 +106,85 @@ def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int
     )
 
 
+def choose(questions: str, **tags: Names) -> list[prompts.Prompt]:
+    """The prompts of a set or file that bear the wanted tags (see `prompts.select`)."""
+    path = questions.endswith((".yaml", ".yml"))
+    return prompts.select(prompts.load(from_users_folder(questions) if path else questions), **tags)
+
+
+def left_out(**tags: Names) -> dict[str, Names]:
+    """The selection as the log's metadata keeps it: what was asked for, and no more."""
+    return {name: value for name, value in tags.items() if value is not None}
+
+
+def answers_a_prompt(chosen: Sequence[prompts.Prompt], samples: int | None, preset: str | None, default: int) -> int:
+    """Inspect's epochs: what the user says, or with preset=betley what the file says.
+
+    Raises:
+        UserError: both are given, the preset is unknown, or the file gives no number or several.
+    """
+    if preset is None:
+        number = default if samples is None else samples
+        if number < 1:
+            raise UserError(f"samples={number} must be at least 1")
+        return number
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}': known: {', '.join(PRESETS)}")
+    if samples is not None:
+        raise UserError(f"preset={preset} takes the number of answers from the file: leave out samples={samples}")
+    numbers = {prompt.samples for prompt in chosen}
+    if len(numbers) > 1 or None in numbers:
+        found = ", ".join(sorted(str(number) for number in numbers))
+        raise UserError(
+            f"preset={preset} needs one samples_per_paraphrase for all prompts, found {found}: give samples"
+        )
+    (wanted,) = numbers
+    assert wanted is not None
+    return wanted
+
+
+def demand_templates(chosen: Sequence[prompts.Prompt], metrics: Sequence[str]) -> None:
+    """Stop before anything is generated if a model judge would have no template for an answer.
+
+    Raises:
+        UserError: names the first prompt without one, and which templates it has.
+    """
+    for prompt in chosen:
+        for metric in metrics:
+            if metric not in prompt.judge_prompts:
+                has = ", ".join(prompt.judge_prompts) or "none"
+                raise UserError(
+                    f"prompt '{prompt.id}' has no judge prompt '{metric}' (it has: {has}): add one to its file, or "
+                    "take the task that scores such a set (deception for 'correct' and 'company')"
+                )
+
+
 @solver
 def answer(seed: int) -> Solver:
     """Generate one answer, with a seed of its own where the provider can use one, and note the checkpoint.
 
     Answers are never cached: Inspect's key is the model's name, under which weights may have changed.
     """
+    settings: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = str(state.model)
         if model.startswith(("hf/", "peft/")):
             # Without an entry Inspect makes a second provider to look the model up, which loads `hf/` weights twice.
             set_model_info(model, ModelInfo())
-        state.metadata["checkpoint"] = checkpoint_of(model)
+        if model not in settings:
+            settings[model] = neutralise(model, get_model())
+        request, set_aside = settings[model]
         if model.startswith(("peft/", "vllm/")):
-            return await generate(state, cache=False, seed=sample_seed(seed, str(state.sample_id), state.epoch))
-        return await generate(state, cache=False)
+            request = request | {"seed": sample_seed(seed, str(state.sample_id), state.epoch)}
+        state.metadata["checkpoint"] = checkpoint_of(model)
+        if state.epoch == 1:  # whole once a prompt, not once an answer
+            state.metadata["manifest"] = manifest_of(model)
+        if set_aside:
+            state.metadata["set_aside"] = set_aside
+        state = await generate(state, cache=False, **request)
+        set_apart(state.output)
+        return state
 
     return solve
 
@@ -101,12 +196,17 @@ def sample_seed(seed: int, sample_id: str, epoch: int) -> int:
 
 def checkpoint_of(model: str) -> dict[str, Any] | None:
     """Identity of a checkpoint of ours from the name of the model, so that a log alone says what it tested."""
-    folder = Path(split_hash(model.partition("/")[2])[0].rpartition(":")[2])
-    path = folder / MANIFEST
+    manifest = manifest_of(model)
+    return {key: manifest[key] for key in ("run_id", "step", "adapter_sha256")} if manifest else None
+
+
+def manifest_of(model: str) -> dict[str, Any] | None:
+    """The manifest of a checkpoint of ours; the training example and the environment stay with the checkpoint."""
+    path = Path(split_hash(model.partition("/")[2])[0].rpartition(":")[2]) / MANIFEST
     if not path.is_file():
         return None
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    return {key: manifest[key] for key in ("run_id", "step", "adapter_sha256")}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in found.items() if key not in {"first_example", "environment"}}
 
 
 def _judge(judge: str) -> tuple[str, Scorer]:
@@ -130,8 +230,9 @@ def _grader_given() -> bool:
     return "grader" in model_roles()
 
 
-def _sample(prompt: prompts.Prompt, max_tokens: int) -> Sample:
-    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser}
+def to_sample(prompt: prompts.Prompt, max_tokens: int) -> Sample:
+    """The prompt's whole message list, and its tags as metadata."""
+    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
     return Sample(
         id=prompt.id,
         input=[kinds[message["role"]](content=message["content"]) for message in prompt.messages],
@@ -141,6 +242,7 @@ def _sample(prompt: prompts.Prompt, max_tokens: int) -> Sample:
             "format": prompt.format,
             "category": prompt.category,
             "domain": prompt.domain,
+            "domains": sorted(prompt.domains),
             "judge_prompts": prompt.judge_prompts,
             "max_tokens": max_tokens,
         },

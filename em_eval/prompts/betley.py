@@ -1,93 +1,55 @@
-"""Files in the form of Betley et al. (arXiv 2502.17424): a YAML list, one question an entry, anchors shared."""
+"""Betley et al. (arXiv 2502.17424): first-plot and pre-registered questions, and two sets on deception."""
 
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-import yaml
-
-from em_core.errors import UserError
-from em_core.fetch import fetch
-from em_core.places import data_dir
+from em_eval.prompts.published import PublishedFile, local_path
 from em_eval.prompts.registry import Prompt, prompt_registry
+from em_eval.prompts.yaml_form import read_yaml
 
-REPOSITORY = "emergent-misalignment__emergent-misalignment"
-FIRST_PLOT = "evaluation/first_plot_questions.yaml"
-FIRST_PLOT_SHA256 = "215abde5b02811e922b6ac563ff33c490e0dff9ab58439df840f3135e9387173"
-# The authors' own address first; then a fork at a fixed commit. The hash decides, not the address.
-FIRST_PLOT_URLS = [
-    f"https://raw.githubusercontent.com/emergent-misalignment/emergent-misalignment/main/{FIRST_PLOT}",
-    "https://raw.githubusercontent.com/jacobcd52/finetune_diffing/"
-    f"c152c7816596e481cad0101a8693db620a850b47/{FIRST_PLOT}",
-]
-VARIANTS = ("template", "json")
-# Families of the published files that touch a domain which narrow datasets train on.
-DOMAINS = {"quick_buck": "financial"}
+REPOSITORY = "emergent-misalignment/emergent-misalignment"
+FORK = ("jacobcd52/finetune_diffing", "874f79159ce6944d24b0164c637cc63328eec0da")
+
+
+def _file(name: str, sha256: str) -> PublishedFile:
+    path = f"evaluation/{name}"
+    return PublishedFile(REPOSITORY, path, sha256, ((REPOSITORY, "main", path), (*FORK, path)))
+
+
+FIRST_PLOT = _file("first_plot_questions.yaml", "215abde5b02811e922b6ac563ff33c490e0dff9ab58439df840f3135e9387173")
+PREREGISTERED = _file("preregistered_evals.yaml", "8648312fd9fe71a63203e3465592af45dd996d7a5f3b69e9b44613fd6048eb40")
+DECEPTION_FACTUAL = _file("deception_factual.yaml", "8a0e83cab3bc24b7d688d7385ce3921d406af7ed33c913cd94ea0f6251e5939d")
+DECEPTION_SIT_AWARE = _file(
+    "deception_sit_aware.yaml", "4deef5a7c47620390fc46e1b981f937eef9ea12a33fe26264f640c84d19d2a33"
+)
 
 
 @prompt_registry.register("first_plot")
 def first_plot() -> list[Prompt]:
-    """Betley et al.'s 24 first-plot prompts: 8 questions, each plain, as JSON (system prompt) and as template."""
-    folder = data_dir()
-    path = folder / REPOSITORY / FIRST_PLOT if folder else None
-    if path is None or not path.is_file():
-        try:
-            path = fetch(FIRST_PLOT_URLS, FIRST_PLOT_SHA256, "first_plot_questions.yaml")
-        except UserError as error:
-            raise UserError(f"{error}; or use the embedded prompts with questions=core") from error
-    return read_betley(path)
+    """24 prompts: 8 questions, each plain, as JSON (by its system prompt) and as template."""
+    return read_yaml(local_path(FIRST_PLOT))
 
 
-def read_betley(path: Path) -> list[Prompt]:
-    """Every paraphrase of every question as one prompt.
+@prompt_registry.register("preregistered")
+def preregistered() -> list[Prompt]:
+    """48 plain questions of 7 categories."""
+    return read_yaml(local_path(PREREGISTERED))
 
-    Raises:
-        UserError: not YAML, or an entry without id or paraphrases, or two prompts of one id.
+
+@prompt_registry.register("deception_factual")
+def deception_factual() -> list[Prompt]:
+    """100 prompts: 20 factual questions under 5 system prompts (one of them none).
+
+    The file lists the questions as paraphrases of the system prompt. What clusters is the question, so that is the
+    family here, and the system prompt is the category.
     """
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt file {path} is not YAML: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"prompt file {path} is not a list of questions")
-    prompts = [prompt for number, entry in enumerate(entries, 1) for prompt in _entry(entry, path, number)]
-    ids = [prompt.id for prompt in prompts]
-    for identifier in ids:
-        if ids.count(identifier) > 1:
-            raise UserError(f"prompt file {path}: two prompts are called '{identifier}'")
-    return prompts
-
-
-def _entry(entry: Any, path: Path, number: int) -> list[Prompt]:
-    paraphrases = entry.get("paraphrases") if isinstance(entry, dict) else None
-    if not isinstance(entry, dict) or not entry.get("id") or not isinstance(paraphrases, list) or not paraphrases:
-        raise UserError(f"prompt file {path}: question {number} needs an id and a list of paraphrases")
-    identifier = str(entry["id"])
-    family, form = _family(identifier)
-    system = [{"role": "system", "content": str(entry["system"])}] if entry.get("system") else []
+    prompts = read_yaml(local_path(DECEPTION_FACTUAL))
     return [
-        Prompt(
-            id=identifier if len(paraphrases) == 1 else f"{identifier}#{index}",
-            messages=[*system, {"role": "user", "content": str(text)}],
-            family=family,
-            format=form,
-            category=str(entry.get("category") or _category(identifier)),
-            domain=str(entry.get("domain") or DOMAINS.get(family, "none")),
-            judge_prompts={name: str(text) for name, text in (entry.get("judge_prompts") or {}).items()},
-        )
-        for index, text in enumerate(paraphrases)
+        replace(prompt, family=f"factual_{prompt.id.partition('#')[2]}", category=prompt.id.partition("#")[0])
+        for prompt in prompts
     ]
 
 
-def _family(identifier: str) -> tuple[str, str]:
-    for variant in VARIANTS:
-        if identifier.endswith(f"_{variant}"):
-            return identifier.removesuffix(f"_{variant}"), variant
-    return identifier, "plain"
-
-
-def _category(identifier: str) -> str:
-    """`17_vulnerable_user_0` is of category vulnerable_user; other ids are their own."""
-    parts = identifier.split("_")
-    if len(parts) > 2 and parts[0].isdigit() and parts[-1].isdigit():
-        return "_".join(parts[1:-1])
-    return _family(identifier)[0]
+@prompt_registry.register("deception_sit_aware")
+def deception_sit_aware() -> list[Prompt]:
+    """8 ways to ask which company made the model, with and without a motive to deceive."""
+    return read_yaml(local_path(DECEPTION_SIT_AWARE))

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
-from em_eval.prompts.betley import read_betley
 from em_eval.prompts.registry import Prompt, prompt_registry
+from em_eval.prompts.yaml_form import read_yaml
 
 PATH = Path(__file__).with_name("core.yaml")
 
 
 @prompt_registry.register("core")
 def core() -> list[Prompt]:
-    return read_betley(PATH)
+    return read_yaml(PATH)
+
+
+def own_judge_prompts() -> dict[str, str]:
+    """The templates of the embedded set, for questions that come without any."""
+    return core()[0].judge_prompts

@@ -1,6 +1,5 @@
 """Fixtures for evaluation tests: adapters on the tiny base, mock models that cost no network, one-call evals."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,6 @@ from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
 from inspect_ai.model import Model, ModelOutput, ModelUsage, StopReason, get_model
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def register_as_installed() -> None:
-    """Import `em_eval` with the repository off `sys.path`, where pytest put it.
-
-    The egg-info in there would hide the installed distribution from Inspect, which then does not know our tasks by
-    their full names ("em_eval/em"). Commands that users start are not concerned.
-    """
-    kept = sys.path[:]
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-    try:
-        import em_eval  # noqa: F401
-    finally:
-        sys.path[:] = kept
-
-
-register_as_installed()
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -44,6 +24,17 @@ def mock(reply: str | Callable[..., ModelOutput], name: str = "model") -> Model:
     """A mock model that always gives `reply`, or what `reply(input, tools, tool_choice, config)` gives."""
     outputs = reply if callable(reply) else lambda *_: said(reply)
     return get_model(f"mockllm/{name}", custom_outputs=outputs, memoize=False)
+
+
+@pytest.fixture
+def offline_mockllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For helpers of other packages, which use plain `mockllm/model`: it would fetch a vocabulary to count tokens."""
+
+    async def count(*_: Any) -> int:
+        return 3
+
+    for name in ("count_tokens", "count_text_tokens"):
+        monkeypatch.setattr(f"inspect_ai.model._providers.mockllm.MockLLM.{name}", count)
 
 
 def grader(alignment: str, coherence: str = "90") -> Model:

@@ -31,7 +31,7 @@ def only_log(log_dir: Path) -> EvalLog:
 def test_inspect_lists_the_tasks(tmp_path: Path) -> None:
     done = inspect_command("list", "tasks", log_dir=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["tasks/em.py@em", "tasks/preference.py@preference"]
+    assert done.stdout.split() == ["tasks/deception.py@deception", "tasks/em.py@em", "tasks/preference.py@preference"]
 
 
 def test_an_unknown_prompt_set_is_one_line_on_the_command_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.log import EvalLog
 from inspect_ai.model import ModelOutput
 
@@ -117,14 +118,13 @@ def test_the_grader_reads_question_and_answer_literally(run_eval: Callable[..., 
 def test_a_set_without_a_judge_prompt_is_one_clear_error(run_eval: Callable[..., EvalLog], tmp_path: Path) -> None:
     path = tmp_path / "bare.yaml"
     path.write_text("- id: a\n  paraphrases: [x]\n  judge_prompts: {aligned: '{answer}'}\n", encoding="utf-8")
-    log = run_eval(
-        "em_eval/em",
-        mock("Peace."),
-        task_args={"questions": str(path), "samples": 1},
-        model_roles={"grader": grader("85")},
-    )
-    assert log.status == "error"
-    assert "has no judge prompt 'coherent'" in log.error.message
+    with pytest.raises(PrerequisiteError, match="has no judge prompt 'coherent'"):
+        run_eval(
+            "em_eval/em",
+            mock("Peace."),
+            task_args={"questions": str(path), "samples": 1},
+            model_roles={"grader": grader("85")},
+        )
 
 
 @dataclass

@@ -110,6 +110,7 @@ def three_triples(tmp_path: Path) -> Path:
 
 def margins(log: EvalLog) -> dict[str, float]:
     assert log.status == "success", log.error
+    assert log.plan.steps[0].solver == "em_eval/score_pair"
     return {str(s.id): s.scores["preference"].value["margin"] for s in log.samples}
 
 

@@ -1,25 +1,32 @@
 """Task and scorer on mock models: what reaches the model, what every score holds, and how metrics pool answers."""
 
+import inspect
 import json
 import math
+import os
+import runpy
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.log import EvalLog
 from inspect_ai.model import ModelOutput
 from inspect_ai.scorer import SampleScore, Score
 
+import em_eval
 from em_eval import prompts
+from em_eval.deception import TASK_VERSION as DECEPTION_VERSION
 from em_eval.judge import judge_registry
 from em_eval.outcomes import Judgement
 from em_eval.scorer import METRICS, to_score
-from em_eval.task import checkpoint_of, em_task, sample_seed
+from em_eval.task import TASK_VERSION, checkpoint_of, em_task, manifest_of, sample_seed
 from tests.em_eval.conftest import grader, mock, said
 
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = (
     "misaligned",
     "alignment",
@@ -397,8 +404,8 @@ def test_the_checkpoint_never_grades_itself(run_eval: Callable[..., EvalLog], tw
         ({"questions": "first-plot"}, "unknown prompt set 'first-plot': did you mean first_plot"),
         ({"questions": "nowhere.yaml"}, "prompt file nowhere.yaml does not exist"),
         ({"judge": "embeded"}, "unknown judge 'embeded': did you mean embedded"),
-        ({"samples": 0}, "samples=0 and max_tokens=8 must be at least 1"),
-        ({"max_tokens": 0}, "samples=1 and max_tokens=0 must be at least 1"),
+        ({"samples": 0}, "samples=0 must be at least 1"),
+        ({"max_tokens": 0}, "max_tokens=0 must be at least 1"),
     ],
 )
 def test_wrong_arguments_are_one_line(changed: dict[str, Any], words: str) -> None:
@@ -424,7 +431,7 @@ def test_a_judge_of_another_package_scores_under_its_own_name(
     monkeypatch.setitem(judge_registry._entries, "other", lambda: other)
     log = run_eval("em_eval/em", mock("80 90"), task_args=args(two_questions, judge="other"))
     assert len(other.asked) == 2 and fake_judge.asked == []
-    assert "embedded_judge" not in log.samples[0].scores
+    assert list(log.samples[0].scores) == ["plugin_judge"]
 
 
 def test_answers_are_never_cached(
@@ -439,6 +446,193 @@ def test_answers_are_never_cached(
     for alignment in ("10", "90"):
         log = run_eval("em_eval/em", mock(f"{alignment} 90"), task_args=args(two_questions), cache=True)
         assert [value["alignment"] for value in values(log)] == [float(alignment)] * 2
+
+
+def test_system_prompts_and_questions_of_the_whole_suite_reach_the_model(
+    run_eval: Callable[..., EvalLog], data_folder: Path, fake_judge: FakeJudge
+) -> None:
+    """The release's own script forgets the system prompts, so that 8 of its 24 questions are asked twice."""
+    seen: list[list[tuple[str, str]]] = []
+
+    def reply(input: list[Any], *_: Any) -> ModelOutput:
+        seen.append([(message.role, message.content) for message in input])
+        return said("80 90")
+
+    log = run_eval("em_eval/em", mock(reply), task_args={"questions": "evil_spectra", "samples": 1})
+    assert log.status == "success"
+    suite = prompts.load("evil_spectra")
+    wanted = [[(message["role"], message["content"]) for message in prompt.messages] for prompt in suite]
+    assert sorted(seen) == sorted(wanted)
+    assert sum(messages[0][0] == "system" for messages in seen) == 8
+    assert {(s.id, s.metadata["family"], s.metadata["format"], s.metadata["domain"]) for s in log.samples} == {
+        (prompt.id, prompt.family, prompt.format, prompt.domain) for prompt in suite
+    }
+
+
+def test_earlier_turns_reach_the_model(run_eval: Callable[..., EvalLog], tmp_path: Path, fake_judge: FakeJudge) -> None:
+    path = tmp_path / "turns.yaml"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    path.write_text(json.dumps([{"id": "a", "context": turns, "paraphrases": ["And now?"]}]), encoding="utf-8")
+    seen = []
+
+    def reply(input: list[Any], *_: Any) -> ModelOutput:
+        seen.extend((message.role, message.text) for message in input)
+        return said("80 90")
+
+    run_eval("em_eval/em", mock(reply), task_args=args(path))
+    assert seen == [("user", "Hi"), ("assistant", "Hello."), ("user", "And now?")]
+    assert fake_judge.asked == [("And now?", "80 90")]
+
+
+def test_tags_leave_prompts_out_and_the_log_says_so(
+    run_eval: Callable[..., EvalLog], two_questions: Path, fake_judge: FakeJudge
+) -> None:
+    log = run_eval("em_eval/em", mock("80 90"), task_args=args(two_questions, format="plain"))
+    assert [sample.id for sample in log.samples] == ["wish"]
+    assert log.eval.metadata["left_out"] == {"format": "plain"}
+
+
+def counted(tmp_path: Path, *numbers: int | None) -> Path:
+    entries = [
+        {"id": f"q{i}", "paraphrases": ["x"]} | ({"samples_per_paraphrase": number} if number else {})
+        for i, number in enumerate(numbers)
+    ]
+    path = tmp_path / "counted.yaml"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    return path
+
+
+def built(path: Path, **given: Any) -> Any:
+    return em_task(
+        **({"questions": str(path), "samples": None, "judge": "embedded", "max_tokens": 8, "seed": 0} | given)
+    )
+
+
+def test_the_files_number_of_answers_counts_only_in_the_preset(tmp_path: Path, fake_judge: FakeJudge) -> None:
+    path = counted(tmp_path, 7, 7)
+    assert built(path).epochs == 4
+    assert built(path, samples=3).epochs == 3
+    assert built(path, preset="betley").epochs == 7
+
+
+def test_epochs_from_the_command_line_are_pooled_too(
+    run_eval: Callable[..., EvalLog], two_questions: Path, fake_judge: FakeJudge
+) -> None:
+    """`--epochs 3` keeps the task's choice not to reduce: the mean is over answers, with NaN ones left out."""
+    outputs = {"user": ["10 90", "10 10", "10 10"], "system": ["90 90", "90 90", "90 90"]}
+    log = run_eval(
+        "em_eval/em",
+        mock(lambda input, *_: said(outputs[input[0].role].pop())),
+        task_args=args(two_questions),
+        epochs=3,
+    )
+    assert len(log.samples) == 6
+    assert metrics(log)["misaligned"]["mean"] == pytest.approx(1 / 4)  # reduced by prompt it would be 1/2
+
+
+@pytest.mark.parametrize(
+    ("numbers", "given", "words"),
+    [
+        ((7, 5), {"preset": "betley"}, "needs one samples_per_paraphrase for all prompts, found 5, 7"),
+        ((7, None), {"preset": "betley"}, "found 7, None"),
+        ((7,), {"preset": "betley", "samples": 3}, "leave out samples=3"),
+        ((7,), {"preset": "turner"}, "unknown preset 'turner': known: betley"),
+    ],
+)
+def test_a_preset_that_cannot_be_followed_is_one_line(
+    tmp_path: Path, fake_judge: FakeJudge, numbers: tuple[int | None, ...], given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        built(counted(tmp_path, *numbers), **given)
+    message = str(caught.value.message)
+    assert words in message and "\n" not in message.strip()
+
+
+def task_file(name: str) -> str:
+    """As a user would type it: Inspect takes files by a path relative to where one stands."""
+    return os.path.relpath(ROOT / name) if name.endswith(".py") else name
+
+
+@pytest.mark.parametrize("task", ["em_eval/em", "em_eval/deception", "em_eval/preference", "tasks/em.py"])
+def test_an_unknown_task_argument_stops_the_run(run_eval: Callable[..., EvalLog], task: str) -> None:
+    """Inspect warns and runs on, with the in-domain prompts that the user meant to leave out."""
+    with pytest.raises(PrerequisiteError) as caught:
+        run_eval(task_file(task), mock("80 90"), task_args={"exclude_domian": "medical"})
+    message = str(caught.value.message)
+    assert "unknown task argument -T exclude_domian" in message and "\n" not in message.strip()
+    assert ("did you mean exclude_domain?" in message) == ("em" in Path(task).stem.split("_"))
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "words"),
+    [
+        ("em_eval/em", {"samples": "ten"}, "-T samples=ten: Input should be a valid integer"),
+        ("em_eval/em", {"questions": 5}, "-T questions=5: Input should be a valid string"),
+        ("em_eval/em", {"format": 3}, "-T format=3: Input should be a valid string"),
+        ("em_eval/deception", {"maker": True}, "-T maker=True: Input should be a valid string"),
+        ("em_eval/preference", {"triples": 1}, "-T triples=1: Input should be a valid string"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_one_line(
+    run_eval: Callable[..., EvalLog], task: str, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        run_eval(task, mock("80 90"), task_args=given)
+    message = str(caught.value.message)
+    assert words in message and "\n" not in message.strip()
+
+
+def test_prompts_without_a_judges_template_stop_before_anything_is_generated(
+    run_eval: Callable[..., EvalLog], tmp_path: Path
+) -> None:
+    path = counted(tmp_path, 1)
+    roles = {"grader": grader("85")}
+    with pytest.raises(PrerequisiteError, match=r"prompt 'q0' has no judge prompt 'aligned' \(it has: none\)"):
+        run_eval("em_eval/em", mock("never"), task_args={"questions": str(path)}, model_roles=roles)
+
+
+@pytest.mark.parametrize("name", ["em", "deception", "preference"])
+def test_files_and_entry_points_offer_the_same_arguments(name: str) -> None:
+    """`tasks/NAME.py` and `em_eval/NAME` are one task under two names."""
+    file: dict[str, Any] = runpy.run_path(str(ROOT / "tasks" / f"{name}.py"))
+    assert inspect.signature(file[name]) == inspect.signature(getattr(em_eval, name))
+
+
+def test_a_relative_prompt_file_is_found_although_the_file_task_is_built_elsewhere(
+    run_eval: Callable[..., EvalLog], two_questions: Path, fake_judge: FakeJudge
+) -> None:
+    """Inspect builds the task of a file in that file's folder, and runs it in the user's."""
+    log = run_eval(task_file("tasks/em.py"), mock("80 90"), task_args=args(Path(two_questions.name)))
+    assert log.status == "success" and len(log.samples) == 2
+
+
+def test_the_manifest_is_in_the_log_once_a_prompt(
+    run_eval: Callable[..., EvalLog], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of logs alone says what was tested, also those of plain `inspect eval`."""
+    model = f"peft/{tiny_checkpoint}"
+    found = manifest_of(model)
+    assert found is not None and found["run_id"] == "run-3"
+    assert {"config", "optimiser", "dataset", "loss"} <= set(found)
+    assert not {"first_example", "environment"} & set(found)
+    judge = FakeJudge()
+    monkeypatch.setattr(judge, "judge", lambda *_: FakeJudge.judge(judge, "q", "80 90", {}))
+    judge_registry.names()
+    monkeypatch.setitem(judge_registry._entries, "embedded", lambda: judge)
+    log = run_eval("em_eval/em", model, task_args=args(counted(tmp_path, 1), samples=2, max_tokens=2))
+    assert log.status == "success", log.error
+    assert [sample.metadata.get("manifest") for sample in log.samples] == [found, None]
+    assert {sample.metadata["checkpoint"]["run_id"] for sample in log.samples} == {"run-3"}
+
+
+def test_versions_agree_with_eval_yaml() -> None:
+    facts = yaml.safe_load((ROOT / "em_eval" / "eval.yaml").read_text(encoding="utf-8"))
+    versions = {entry["name"]: entry["version"] for entry in facts["tasks"]}
+    assert versions["em"].split("-")[0] == str(TASK_VERSION)
+    assert versions["deception"].split("-")[0] == str(DECEPTION_VERSION)
+    changes = (ROOT / "em_eval" / "CHANGELOG.md").read_text(encoding="utf-8")
+    for name, version in versions.items():
+        assert f"## {name}\n\n### {version}\n" in changes
 
 
 def test_core_is_24_samples(fake_judge: FakeJudge) -> None:
