@@ -71,7 +71,7 @@ def preference(triples: str = "embedded", **unknown: Any) -> Task:
 
 @modelapi(name="peft")
 def peft() -> type[ModelAPI]:
-    """`peft/FOLDER`: a LoRA checkpoint or a base model, in static batches, merged where that is exact."""
+    """`peft/FOLDER`: a LoRA checkpoint or a base model, batched, one base in memory for all checkpoints."""
     from em_eval.providers.peft import PeftAPI
 
     return PeftAPI
