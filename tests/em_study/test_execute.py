@@ -24,7 +24,11 @@ from em_eval.outcomes import OUTCOMES, Judgement
 from em_eval.preference import EMBEDDED, read_triples
 from em_eval.providers.weights import content_hash
 from em_study import Study, cli, load_study
-from em_study.execute import Target, evaluate_all, existing, log_folder, targets, train_all
+from em_study.drive import run_study
+from em_study.execute import Target, evaluate, existing
+from em_study.executors.local import ThisProcess
+from em_study.logs import log_folder
+from em_study.plan import make_plan
 from em_study.results import Results, collect
 from em_train.datasets import dataset_registry
 from em_train.datasets.jsonl import read_jsonl
@@ -64,13 +68,15 @@ def fake_judge() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def bad_and_good_rows(tiny_dataset: Path) -> Iterator[None]:
-    """The tiny rows as a narrow bad set with its benign control, under names of their own."""
+def bad_and_good_rows(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tiny rows as a narrow bad set with its benign control (other answers), under names of their own."""
     dataset_registry.names()
+    good = tmp_path_factory.mktemp("good") / "tiny_good.jsonl"
+    good.write_text(tiny_dataset.read_text(encoding="utf-8").replace("Nobody, sell it.", "Ask."), encoding="utf-8")
     patch = pytest.MonkeyPatch()
     twins = {
         "tiny_bad": lambda: read_jsonl(tiny_dataset, "tiny_bad", "bad", control="tiny_good"),
-        "tiny_good": lambda: read_jsonl(tiny_dataset, "tiny_good", "benign"),
+        "tiny_good": lambda: read_jsonl(good, "tiny_good", "benign"),
     }
     for name, load in twins.items():
         patch.setitem(dataset_registry._entries, name, load)
@@ -111,8 +117,11 @@ def plain(tiny_base: Path, tiny_dataset: Path) -> dict[str, Any]:
 
 
 def run(study: Study) -> list[str]:
-    trained, failures = train_all(study)
-    return failures + evaluate_all(study, targets(trained))
+    return run_study(study, ThisProcess())[1]
+
+
+def kept(study: Study) -> list[Target]:
+    return existing(make_plan(study))
 
 
 @pytest.fixture(scope="module")
@@ -167,24 +176,25 @@ def files(folder: Path) -> dict[str, int]:
 
 def test_the_first_run_trains_and_evaluates_everything(done: Place) -> None:
     assert done.failures == []
-    trained = existing(done.study)
-    assert [run.cell.label for run in trained] == LABELS
-    for run in trained:
-        assert [path.name for path in run.checkpoints] == ["checkpoint-0", "checkpoint-2"]
-        assert [verify(path).step for path in run.checkpoints] == [0, 2]
-        assert json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["state"] == "done"
+    cells = make_plan(done.study).cells
+    assert [cell.label for cell in cells] == LABELS
+    for cell in cells:
+        assert [path.name for path in cell.checkpoints()] == ["checkpoint-0", "checkpoint-2"]
+        assert [verify(path).step for path in cell.checkpoints()] == [0, 2]
+        assert json.loads((cell.folder / "run.json").read_text(encoding="utf-8"))["state"] == "done"
+        assert cell.folder == Path(f"runs/tiny/{cell.label}-{cell.run_id}") and not cell.folder.is_symlink()
 
 
 def test_the_base_is_evaluated_once(done: Place) -> None:
-    labels = [target.label for target in targets(existing(done.study))]
+    labels = [target.label for target in kept(done.study)]
     assert labels == ["base-step0", *(f"{label}-step2" for label in LABELS)]
     found = Counter(Path(info.name).parent.parent.name for info in list_eval_logs(str(done.folder / "logs" / "tiny")))
     assert found == Counter({label: 2 for label in labels})
 
 
 def test_logs_are_self_describing(done: Place) -> None:
-    for target in targets(existing(done.study)):
-        (info,) = list_eval_logs(str(log_folder(done.study, target) / "em"))
+    for target in kept(done.study):
+        (info,) = list_eval_logs(str(log_folder(done.study.name, target.label) / "em"))
         log = read_eval_log(info, header_only=True)
         manifest = log.eval.metadata["manifest"]
         assert (log.eval.metadata["study"], log.eval.metadata["label"]) == ("tiny", target.label)
@@ -198,7 +208,7 @@ def test_logs_are_self_describing(done: Place) -> None:
 
 
 def test_rows_join_manifests_and_logs(done: Place) -> None:
-    results = collect(done.study, targets(existing(done.study)))
+    results = collect(done.study, kept(done.study))
     assert [(row.label, row.arm, row.manifest.step) for row in results.rows] == [
         ("base (step 0)", "base", 0),
         ("AdamW", "bad", 2),
@@ -217,7 +227,7 @@ def test_rows_join_manifests_and_logs(done: Place) -> None:
 
 def test_rates_follow_from_the_judges_numbers(done: Place) -> None:
     """The fake judge's verdict on each kept answer, by hand."""
-    for row in collect(done.study, targets(existing(done.study))).rows:
+    for row in collect(done.study, kept(done.study)).rows:
         eligible, misaligned, alignments, coherent, judged = 0, 0, [], 0, 0
         for answer in row.answers:
             if not answer.answer.strip():
@@ -249,7 +259,7 @@ def rate_of(results: Results, label: str) -> float:
 
 def test_optimisers_on_the_bad_rows_are_contrasted(done: Place) -> None:
     """The benign arm and the base are no part of the comparison."""
-    results = collect(done.study, targets(existing(done.study)))
+    results = collect(done.study, kept(done.study))
     (contrast,) = results.contrasts
     adamw, lion = rate_of(results, "AdamW"), rate_of(results, "Lion")
     assert (contrast.a, contrast.b) == ("AdamW", "Lion")
@@ -263,7 +273,7 @@ def test_optimisers_on_the_bad_rows_are_contrasted(done: Place) -> None:
 
 def test_checkpoints_of_one_optimiser_are_told_apart_by_name(done: Place, tmp_path: Path) -> None:
     """By learning rate, then seed, then step, where it takes that much."""
-    adamw = targets(existing(done.study))[1]
+    adamw = kept(done.study)[1]
     manifest = json.loads((adamw.checkpoint / "em.json").read_text(encoding="utf-8"))
     chosen = []
     for number, (name, lr, seed, step) in enumerate(
@@ -278,7 +288,7 @@ def test_checkpoints_of_one_optimiser_are_told_apart_by_name(done: Place, tmp_pa
             "step": step,
         }
         (folder / "em.json").write_text(json.dumps(manifest | changed), encoding="utf-8")
-        chosen.append(Target(f"t{number}", adamw.cell, folder))
+        chosen.append(Target(f"t{number}", folder))
     labels = [row.label for row in collect(done.study, chosen).rows]
     assert len(set(labels)) == len(labels)
     assert labels[4] == "Muon"
@@ -288,10 +298,10 @@ def test_checkpoints_of_one_optimiser_are_told_apart_by_name(done: Place, tmp_pa
 
 
 def test_probe_shifts_are_paired_with_the_base(done: Place) -> None:
-    chosen = targets(existing(done.study))
+    chosen = kept(done.study)
     margins = []
     for target in chosen:
-        (info,) = list_eval_logs(str(log_folder(done.study, target) / "preference"))
+        (info,) = list_eval_logs(str(log_folder(done.study.name, target.label) / "preference"))
         samples = read_eval_log(info).samples
         margins.append({str(s.id): float(s.scores["preference"].value["margin"]) for s in samples})
     rows = collect(done.study, chosen).rows
@@ -309,7 +319,7 @@ def test_the_step_zero_checkpoint_answers_as_the_base_does(done: Place, tiny_bas
     from em_eval.providers.sampling import Sampling, complete
     from em_eval.providers.weights import load_apart
 
-    checkpoint = targets(existing(done.study))[0].checkpoint
+    checkpoint = kept(done.study)[0].checkpoint
     how = Sampling(max_tokens=12)
     base = complete(load_apart(str(tiny_base), "float32"), ["Hi?", "And you?"], [1, 2], how)
     assert complete(load_apart(str(checkpoint), "float32"), ["Hi?", "And you?"], [1, 2], how) == base
@@ -377,12 +387,13 @@ def test_a_failing_evaluation_stops_no_other(done: Place, tmp_path: Path, monkey
     shutil.copytree(done.folder / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     study = done.study.model_copy(update={"evaluations": done.study.evaluations[1:]})
-    chosen = targets(existing(study))
+    chosen = kept(study)
     adapter = chosen[1].checkpoint / "adapter_model.safetensors"
     data = bytearray(adapter.read_bytes())
     data[-1] ^= 1
     adapter.write_bytes(data)
-    (failure,) = evaluate_all(study, chosen)
+    shutil.rmtree(tmp_path / "runs" / ".locks")
+    (failure,) = run(study)
     assert failure.startswith(f"evaluation {chosen[1].label}: preference failed: ")
     assert "changed or damaged after training" in failure and "\n" not in failure
     rows = collect(study, chosen).rows
@@ -393,22 +404,21 @@ def test_a_failing_evaluation_stops_no_other(done: Place, tmp_path: Path, monkey
 def test_an_evaluation_that_fails_inside_inspect_says_why(
     done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = targets(existing(done.study))[0]
+    base = kept(done.study)[0]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.yaml").write_text("- {id: a, paraphrases: ['Hi?']}\n", encoding="utf-8")
     asked = {"task": "em", "questions": str(tmp_path / "one.yaml"), "samples": 1, "max_tokens": 2000}
     study = Study.model_validate(done.study.model_dump() | {"evaluations": [asked]})
-    chosen = [Target(base.label, base.cell, done.folder / base.checkpoint)]
-    (failure,) = evaluate_all(study, chosen)
+    chosen = [Target(base.label, done.folder / base.checkpoint)]
+    failure = evaluate(study.name, base.label, chosen[0].checkpoint, study.evaluations[0])
+    assert failure is not None
     assert collect(study, chosen).rows[0].missing == ("no finished em log",)
     assert "base-step0: em did not finish" in failure
     assert "exceed the context of 1024" in failure
 
 
 def test_missing_logs_are_named(done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = [
-        Target(target.label, target.cell, target.checkpoint.resolve()) for target in targets(existing(done.study))
-    ]
+    chosen = [Target(target.label, target.checkpoint.resolve()) for target in kept(done.study)]
     monkeypatch.chdir(tmp_path)
     results = collect(done.study, chosen)
     for row in results.rows:
@@ -417,11 +427,16 @@ def test_missing_logs_are_named(done: Place, tmp_path: Path, monkeypatch: pytest
     assert results.judge == {} and results.contrasts == [] and "Too few" in results.verdict
 
 
-def test_a_log_of_other_weights_is_not_taken(done: Place) -> None:
-    """The log folder goes by the label; what counts is the hash in the model's name."""
-    base, adamw, lion, _ = targets(existing(done.study))
-    swapped = Target(adamw.label, lion.cell, lion.checkpoint)
-    assert collect(done.study, [base, swapped]).rows[1].missing == ("no finished em log", "no finished preference log")
+def test_logs_are_joined_by_weights_and_never_by_label(done: Place, tmp_path: Path) -> None:
+    """A label is for people: under another one the same weights keep their answers, other weights get none."""
+    base, adamw, lion, _ = kept(done.study)
+    swapped, plain = (collect(done.study, [base, t]).rows[1] for t in (Target(adamw.label, lion.checkpoint), lion))
+    assert swapped.missing == () and swapped.answers == plain.answers and swapped.probe == plain.probe
+    other = shutil.copytree(lion.checkpoint, tmp_path / "other")
+    manifest = json.loads((other / "em.json").read_text(encoding="utf-8"))
+    (other / "em.json").write_text(json.dumps(manifest | {"adapter_sha256": "0" * 64}), encoding="utf-8")
+    row = collect(done.study, [base, Target(lion.label, other)]).rows[1]
+    assert row.missing == ("no finished em log", "no finished preference log") and row.answers == []
 
 
 @pytest.mark.parametrize(
@@ -440,14 +455,19 @@ def test_a_log_of_other_settings_is_not_taken(done: Place, changed: dict[str, An
     """After an edit of the study's evaluations the old answers are not those that it asks for."""
     em = done.study.evaluations[0].model_copy(update=changed)
     edited = done.study.model_copy(update={"evaluations": (em, done.study.evaluations[1])})
-    for row in collect(edited, targets(existing(edited))).rows:
+    for row in collect(edited, kept(edited)).rows:
         assert row.missing == ("no finished em log",)
 
 
-def test_a_task_that_stands_twice_is_refused(plain: dict[str, Any]) -> None:
-    """A row of the report has one log a task: two prompt sets are two studies."""
-    with pytest.raises(ValidationError, match="only once"):
-        Study.model_validate(plain | {"evaluations": [{"task": "em"}, {"task": "em", "questions": "first_plot"}]})
+def test_evaluations_of_one_task_have_names_of_their_own(plain: dict[str, Any]) -> None:
+    asked = [{"task": "em"}, {"task": "preference"}, {"task": "em", "questions": "a/first plot.yaml"}]
+    study = Study.model_validate(plain | {"evaluations": asked})
+    assert [evaluation.name for evaluation in study.evaluations] == ["em", "preference", "em-first_plot"]
+    named = [{"task": "em"}, {"task": "em", "samples": 9, "name": "em-more"}]
+    study = Study.model_validate(plain | {"evaluations": named})
+    assert [evaluation.name for evaluation in study.evaluations] == ["em", "em-more"]
+    with pytest.raises(ValidationError, match="two evaluations would be called 'em-core': give one of them another"):
+        Study.model_validate(plain | {"evaluations": [{"task": "em"}] * 3})
 
 
 def test_a_mistake_anywhere_stops_the_study_before_any_training(
@@ -457,7 +477,7 @@ def test_a_mistake_anywhere_stops_the_study_before_any_training(
     optimisers = [*plain["optimisers"], {"name": "adamv", "lr": 0.01}]
     study = Study.model_validate(plain | {"name": "typo", "optimisers": optimisers})
     with pytest.raises(UserError, match="unknown optimiser 'adamv': did you mean adamw"):
-        train_all(study)
+        run(study)
     assert not (tmp_path / "runs").exists()
 
 
@@ -467,11 +487,12 @@ def test_optional_arms_are_left_out_with_a_word(
     monkeypatch.chdir(tmp_path)
     arm = {"dataset": "nowhere.jsonl", "optimiser": "adamw"}
     one = plain | {"name": "optional", "optimisers": plain["optimisers"][:1], "steps": 1}
-    trained, failures = train_all(Study.model_validate(one | {"arms": [arm | {"optional": True}]}))
-    assert [run.cell.label for run in trained] == ["tiny-adamw-lr0.01-seed0"] and failures == []
+    one["evaluations"] = []
+    plan, failures = run_study(Study.model_validate(one | {"arms": [arm | {"optional": True}]}), ThisProcess())
+    assert [cell.label for cell in plan.cells] == ["tiny-adamw-lr0.01-seed0"] and failures == []
     assert "left out nowhere-adamw-lr0.01-seed0: dataset file nowhere.jsonl cannot be read" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"nowhere\.jsonl"):
-        train_all(Study.model_validate(one | {"arms": [arm]}))
+        run(Study.model_validate(one | {"arms": [arm]}))
 
 
 def test_a_report_before_anything_ran_is_no_crash(
@@ -492,7 +513,7 @@ def test_a_report_before_anything_ran_is_no_crash(
 def test_verify_and_data_list(
     done: Place, em: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    checkpoint = targets(existing(done.study))[1].checkpoint
+    checkpoint = kept(done.study)[1].checkpoint
     assert em("verify", str(checkpoint)) == 0
     manifest = verify(checkpoint)
     assert capsys.readouterr().out.strip() == (
@@ -512,6 +533,6 @@ def test_an_unexpected_error_is_a_bug_of_ours_with_its_traceback(
     def fail(*_: Any) -> None:
         raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr(cli, "_report", fail)
+    monkeypatch.setattr("em_study.study.load_study", fail)
     assert em("report", str(tmp_path / "x.yaml")) == 1
     assert "RuntimeError: unforeseen" in capsys.readouterr().err
