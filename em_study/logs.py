@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ class Logs:
             return folder.with_name(f"{evaluation.name}-{contents}")
         return folder
 
+    def mean_seconds(self, evaluation: Evaluation) -> float | None:
+        """Mean duration of the finished logs of `evaluation`, whatever they tested."""
+        asked = (evaluation.arguments(), evaluation.sampling(), evaluation.grader)
+        same = {
+            path: header
+            for (task, _), pairs in self._finished.items()
+            for path, header in pairs
+            if task == evaluation.task and _settings(header) == asked
+        }
+        seconds = [_seconds(header) for header in same.values()]
+        return sum(seconds) / len(seconds) if seconds else None
+
     def _of(self, manifest: Manifest, evaluation: Evaluation) -> list[tuple[Path, EvalLog]]:
         """Logs of these weights under these settings, whatever the prompts were."""
         keys = [manifest.adapter_sha256[:8]]
@@ -94,6 +107,11 @@ def _tested(header: EvalLog) -> list[str]:
     if manifest.get("step") == 0:
         found.append(f"base {manifest['base']['weights_sha256']}")
     return found
+
+
+def _seconds(header: EvalLog) -> float:
+    began, ended = header.stats.started_at, header.stats.completed_at
+    return (datetime.fromisoformat(str(ended)) - datetime.fromisoformat(str(began))).total_seconds()
 
 
 def _agrees(header: EvalLog, contents: str | None) -> bool:

@@ -6,9 +6,12 @@ Training leaves a line a step, an evaluation counts its answers in a file, and w
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
 
 from em_core.manifest import MANIFEST, read_manifest
 from em_study.counting import COUNT_FILE
@@ -56,6 +59,58 @@ class Progress:
 def progress(plan: Plan) -> list[Progress]:
     logs = Logs()
     return [Progress(cell.label, training(cell), evaluation(cell, logs)) for cell in plan.cells]
+
+
+def summary(cells: list[Progress]) -> str:
+    """Counts of each state, and the time left where there is a pace to tell it by."""
+    counts = ", ".join(f"{sum(cell.state == state for cell in cells)} {state}" for state in get_args(State))
+    left = seconds_left(cells)
+    return counts if left is None else f"{counts}; about {hours(left)} of work left, evaluations not begun apart"
+
+
+def seconds_left(cells: list[Progress]) -> float | None:
+    """What running and waiting trainings and running evaluations still take, one after the other.
+
+    A training without a pace of its own takes the mean one a step; None where no training has a pace.
+    """
+    parts = [cell.training for cell in cells if cell.state != "done"]
+    paces = [p.seconds_left / (p.total - p.done) for p in parts if p.seconds_left is not None and p.done < p.total]
+    open_parts = [part for part in parts if part.state in ("running", "waiting")]
+    if open_parts and not paces:
+        return None
+    mean = sum(paces) / len(paces) if paces else 0.0
+    trainings = sum(
+        part.seconds_left if part.seconds_left is not None else mean * (part.total - part.done) for part in open_parts
+    )
+    return trainings + sum(cell.evaluation.seconds_left or 0.0 for cell in cells)
+
+
+def hours(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def status_table(study: str, cells: list[Progress]) -> Table:
+    table = Table(title=f"{study}: {summary(cells)}", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("cell", "training", "evaluation"):
+        table.add_column(name, overflow="fold")
+    for cell in cells:
+        table.add_row(cell.label, _words(cell.training), _words(cell.evaluation))
+    return table
+
+
+def _words(part: Part) -> str:
+    if part.total == 0:
+        return "-"
+    if part.state == "done":
+        return "[green]done[/]"
+    if part.state == "failed":
+        return f"[red]failed[/] at {part.done} of {part.total}: {escape(part.failure)}"
+    left = "" if part.seconds_left is None or part.state == "waiting" else f", {hours(part.seconds_left)} left"
+    began = f" at {part.done} of {part.total}" if part.done or part.state == "running" else ""
+    return f"{part.state}{began}{left}"
 
 
 def training(cell: FrozenCell) -> Part:
