@@ -63,10 +63,16 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
     answers = _eligible([row for row in rows if row.label in set(last["label"])])
     variance: list[VarianceShares] = []
     for name in ("rate", "mean_alignment"):
-        _try(missing, f"variance of {name}", lambda name=name: variance.append(variance_shares(last, name, AXES)))
+        try:
+            variance.append(variance_shares(last, name, AXES))
+        except UserError as error:
+            missing.append(f"variance of {name}: {error}")
     regressions: list[LossAlignment] = []
     for loss in ("train_loss", "held_out_loss"):
-        _try(missing, f"alignment on {loss}", lambda loss=loss: regressions.append(loss_alignment(trained, loss)))
+        try:
+            regressions.append(loss_alignment(trained, loss))
+        except UserError as error:
+            missing.append(f"alignment on {loss}: {error}")
     matched = []
     for quantity in QUANTITIES:
         runs, lost = runs_by(results, quantity, outcome)
@@ -143,10 +149,3 @@ def _eligible(rows: list[Row]) -> pd.DataFrame:
             if headline.eligible(answer.judgement)
         ]
     )
-
-
-def _try(missing: list[str], what: str, compute: Callable[[], None]) -> None:
-    try:
-        compute()
-    except UserError as error:
-        missing.append(f"{what}: {error}")

@@ -101,7 +101,7 @@ def _compare(
     sides = [answers[(answers["optimiser"] == name) & answers["block"].isin(shared)] for name in (a, b)]
     if all(_plenty(side) for side in sides):
         return Interval(value, low, high, "paired bootstrap over families and seeds"), p
-    newcombe = _newcombe(*sides, value)
+    newcombe = _newcombe(sides[0], sides[1], value)
     reach = (value - newcombe.low) if value > 0 else (newcombe.high - value)
     p = max(p, float(2 * norm.sf(abs(value) / max(reach / Z, 1e-12))))
     return Interval(value, min(low, newcombe.low), max(high, newcombe.high), "paired bootstrap or Newcombe, wider"), p
@@ -117,8 +117,8 @@ def _newcombe(first: pd.DataFrame, second: pd.DataFrame, value: float) -> Interv
 
 
 def _plenty(side: pd.DataFrame) -> bool:
-    hits = side["hit"].sum()
-    return side["family"].nunique() >= FEW_FAMILIES and min(hits, len(side) - hits) >= FEW_EVENTS
+    hits = int(side["hit"].sum())
+    return int(side["family"].nunique()) >= FEW_FAMILIES and min(hits, len(side) - hits) >= FEW_EVENTS
 
 
 def _counts(part: pd.DataFrame, families: list[str], seeds: list[int]) -> _Counts:
@@ -137,7 +137,8 @@ def _share(counts: _Counts) -> float:
 def _draws(counts: _Counts, weights: _Weights) -> FloatArray:
     hits = ((weights.seeds @ counts.hits) * weights.families).sum(axis=1)
     sizes = ((weights.seeds @ counts.sizes) * weights.families).sum(axis=1)
-    return np.divide(hits, sizes, out=np.full(len(hits), np.nan), where=sizes > 0)
+    shares: FloatArray = np.divide(hits, sizes, out=np.full(len(hits), np.nan), where=sizes > 0)
+    return shares
 
 
 def _draw(rng: np.random.Generator, count: int, draws: int) -> FloatArray:

@@ -20,6 +20,7 @@ from em_train.config import TrainConfig
 
 RUNS = Path("runs")
 PLAN_FILE = "plan.json"
+RUN_FILE = "run.json"
 
 
 class FrozenCell(BaseModel):
@@ -46,14 +47,20 @@ class FrozenCell(BaseModel):
     def file(self) -> Path:
         return RUNS / self.study / "cells" / f"{self.label}-{self.run_id}.json"
 
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints: those asked for, or of a finished run those kept (it may have ended early)."""
+        run = _json(self.folder / RUN_FILE)
+        kept: list[int] = run["checkpoints"] if run.get("state") == "done" else self.config.kept_steps()
+        return kept
+
     def checkpoints(self) -> list[Path]:
-        """The checkpoints that training leaves, in order of steps."""
-        return [self.folder / f"checkpoint-{step}" for step in self.config.kept_steps()]
+        """The checkpoint folders, in order of steps."""
+        return [self.folder / f"checkpoint-{step}" for step in self.steps()]
 
     def targets(self) -> list[tuple[str, Path]]:
         """(label, checkpoint) of what this cell evaluates: step 0 only where it stands for the base model."""
         found = []
-        for step, checkpoint in zip(self.config.kept_steps(), self.checkpoints(), strict=True):
+        for step, checkpoint in zip(self.steps(), self.checkpoints(), strict=True):
             if step > 0:
                 found.append((f"{self.label}-step{step}", checkpoint))
             elif self.base_label is not None:
@@ -166,18 +173,24 @@ def existing_run(cell: FrozenCell) -> Path | None:
     The dataset's name must agree too: it is no part of the run's identity, but of what a report says about it.
     """
     own = RUNS / cell.study
-    found = sorted(RUNS.glob(f"*/*-{cell.run_id}/run.json"), key=lambda path: (path.parent.parent != own, path))
+    found = sorted(RUNS.glob(f"*/*-{cell.run_id}/{RUN_FILE}"), key=lambda path: (path.parent.parent != own, path))
     for path in found:
         if not path.parent.is_symlink() and _dataset(path) == Path(cell.config.dataset).name:
             return path.parent
     return None
 
 
-def _dataset(run_file: Path) -> str | None:
+def _dataset(run_file: Path) -> str:
+    return Path(str(_json(run_file).get("config", {}).get("dataset", ""))).name
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object from a file; empty where there is none or half a one."""
     try:
-        return Path(json.loads(run_file.read_text(encoding="utf-8"))["config"]["dataset"]).name
-    except (OSError, ValueError, KeyError):
-        return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def place(cell: FrozenCell) -> Path:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,8 @@ def _one_or_many(value: Any) -> Any:
 
 
 OneOrMany = BeforeValidator(_one_or_many)
+NO_PENALTY = "none"
+LOG_SPACED = re.compile(r"log:([1-9]\d*)")
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -60,6 +63,28 @@ class OptimiserAxis(_Frozen):
         given = self.hyperparameters | self.training.model_dump(exclude_none=True)
         parts = [f"{name}{_compact(value)}" for name, value in given.items()]
         return "-".join([self.name, *parts])
+
+
+class PenaltyAxis(_Frozen):
+    """One penalty, at one strength or several; "none" is the plain task loss."""
+
+    name: str
+    strength: Annotated[tuple[PositiveFloat, ...], OneOrMany] = Field((1.0,), min_length=1)
+    hyperparameters: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def each(self) -> list[dict[str, Any] | None]:
+        """One setting of `TrainConfig.penalty` a strength."""
+        if self.name == NO_PENALTY:
+            return [None]
+        return [
+            {"name": self.name, "strength": strength, "hyperparameters": self.hyperparameters}
+            for strength in self.strength
+        ]
 
 
 class Arm(_Frozen):
@@ -116,11 +141,11 @@ class Assumption(_Frozen):
 class Study(_Frozen):
     """A study file, validated. Defaults of training are those of `TrainConfig` where none is given.
 
-    The grid is base_model x batch_size x datasets x optimisers (with their rates) x seeds.
+    The grid is base_model x batch_size x datasets x optimisers (with their rates) x penalties x seeds.
 
     Attributes:
-        epochs: instead of `steps`: passes over the training rows, rounded up to whole steps.
-        log_spaced_checkpoints: so many more checkpoints, spaced evenly in the logarithm of the step.
+        epochs: instead of `steps`: passes over the training rows, in whole steps.
+        checkpoints: steps to keep; -1 is the last, "log:N" is step 0 and N log-spaced steps up to the last.
         reproduces: what published study this reconstructs; verdicts about it then say so.
         drops: axes of the published study which this one leaves out.
     """
@@ -134,6 +159,7 @@ class Study(_Frozen):
     base_revision: str | None = None
     datasets: tuple[str, ...] = Field(min_length=1)
     optimisers: tuple[OptimiserAxis, ...] = Field(min_length=1)
+    penalties: tuple[PenaltyAxis, ...] = Field((PenaltyAxis(name=NO_PENALTY),), min_length=1)
     arms: tuple[Arm, ...] = ()
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     steps: int | None = Field(None, ge=1)
@@ -146,9 +172,15 @@ class Study(_Frozen):
     max_length: int = Field(512, ge=8)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSettings = LoraSettings()
-    checkpoints: tuple[Annotated[int, Field(ge=-1)], ...] = Field((0, -1), min_length=1)
-    log_spaced_checkpoints: int = Field(0, ge=0)
+    checkpoints: Annotated[tuple[int | str, ...], OneOrMany] = Field((0, -1), min_length=1)
     evaluations: tuple[Evaluation, ...] = ()
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _steps_are_named(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if any(step < -1 if isinstance(step, int) else not LOG_SPACED.fullmatch(step) for step in value):
+            raise ValueError("give steps >= 0, -1 for the last, or log:N for N log-spaced steps")
+        return value
 
     @field_validator("evaluations")
     @classmethod
@@ -229,17 +261,17 @@ def _cells(study: Study) -> Iterator[Cell]:
                 f"which is not in its grid: {', '.join(axis.name for axis in study.optimisers)}"
             )
     blocks = [(base, batch) for base in study.base_model for batch in study.batch_size]
+    penalties = [setting for penalty in study.penalties for setting in penalty.each()]
     for base, batch in blocks:
         for dataset in study.datasets:
             for axis in study.optimisers:
-                for lr in axis.lr:
-                    for seed in study.seeds:
-                        yield _cell(study, base, batch, dataset, axis, lr, seed)
+                for lr, penalty, seed in product(axis.lr, penalties, study.seeds):
+                    yield _cell(study, base, batch, dataset, axis, lr, penalty, seed)
     for base, batch in blocks:
         for arm in study.arms:
             axis = known[arm.optimiser]
             for seed in study.seeds:
-                yield _cell(study, base, batch, arm.dataset, axis, axis.lr[0], seed, arm.optional)
+                yield _cell(study, base, batch, arm.dataset, axis, axis.lr[0], None, seed, arm.optional)
 
 
 def _cell(
@@ -249,6 +281,7 @@ def _cell(
     dataset: str,
     axis: OptimiserAxis,
     lr: float,
+    penalty: dict[str, Any] | None,
     seed: int,
     optional: bool = False,
 ) -> Cell:
@@ -273,14 +306,25 @@ def _cell(
         "data_seed": seed,
         **own,
         "steps": steps,
-        "checkpoints": (*study.checkpoints, *log_spaced(steps, study.log_spaced_checkpoints)),
+        "checkpoints": _kept(study.checkpoints, steps),
     }
-    label = _label(study, base, batch, dataset, axis, lr, seed)
+    if penalty is not None:
+        given["penalty"] = penalty
+    label = _label(study, base, batch, dataset, axis, lr, penalty, seed)
     return Cell(label, parse_config(given, f"study '{study.name}', cell {label}"), optional)
 
 
-def _label(study: Study, base: str, batch: int, dataset: str, axis: OptimiserAxis, lr: float, seed: int) -> str:
-    """What the study varies, in words; the same optimiser twice is told apart by its other settings."""
+def _label(
+    study: Study,
+    base: str,
+    batch: int,
+    dataset: str,
+    axis: OptimiserAxis,
+    lr: float,
+    penalty: dict[str, Any] | None,
+    seed: int,
+) -> str:
+    """What the study varies, in words; the same optimiser or penalty twice is told apart by its other settings."""
     twice = Counter(other.name for other in study.optimisers)[axis.name] > 1
     parts = [
         Path(base).name if len(study.base_model) > 1 else "",
@@ -288,21 +332,44 @@ def _label(study: Study, base: str, batch: int, dataset: str, axis: OptimiserAxi
         axis.words() if twice else axis.name,
         f"lr{lr:g}",
         f"batch{batch}" if len(study.batch_size) > 1 else "",
+        _penalty_words(study, penalty) if penalty else "",
         f"seed{seed}",
     ]
     return "-".join(part for part in parts if part)
 
 
-def log_spaced(steps: int, count: int) -> tuple[int, ...]:
-    """`count` steps, or as many as there are, evenly spaced in their logarithm; the last is the last step."""
-    if not count:
-        return ()
-    return tuple(sorted({round(steps ** (i / count)) for i in range(1, count + 1)}))
+def _penalty_words(study: Study, penalty: dict[str, Any]) -> str:
+    words = f"{penalty['name']}{penalty['strength']:g}"
+    if Counter(axis.name for axis in study.penalties)[penalty["name"]] > 1:
+        words += "".join(f"-{name}{_compact(value)}" for name, value in penalty["hyperparameters"].items())
+    return words
+
+
+def _kept(asked: tuple[int | str, ...], steps: int) -> tuple[int, ...]:
+    """Steps with log:N resolved."""
+    found: list[int] = []
+    for item in asked:
+        if isinstance(item, int):
+            found.append(item)
+        else:
+            found += [0, *log_spaced(steps, int(item.removeprefix("log:")))]
+    return tuple(dict.fromkeys(found))
+
+
+def log_spaced(last: int, count: int) -> list[int]:
+    """`count` steps up to `last`, evenly spaced in log(step + shift); fewer where neighbours coincide.
+
+    The shift is 7.5 % of the run: at 625 steps that is within seven steps of the list which a replication of Evil
+    Spectra used (10, 20, 32, 47, ..., 512, 625); without it most of the steps would crowd into the first ten.
+    """
+    shift = 0.075 * last
+    steps = [round((last + shift) ** (i / count) * shift ** (1 - i / count) - shift) for i in range(1, count + 1)]
+    return sorted({max(1, step) for step in steps})
 
 
 def _epoch_steps(dataset: str, epochs: float, batch: int, optional: bool) -> int | None:
     try:
-        return math.ceil(epochs * _train_rows(dataset) / batch)
+        return max(1, round(epochs * math.ceil(_train_rows(dataset) / batch)))
     except UserError:
         if optional:  # the cell is left out later, with the reason
             return None

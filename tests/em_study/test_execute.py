@@ -26,6 +26,7 @@ from em_eval.outcomes import OUTCOMES, Judgement
 from em_eval.preference import EMBEDDED, read_triples
 from em_eval.providers.weights import content_hash
 from em_study import Study, cli, load_study
+from em_study.comparison import runs_by
 from em_study.drive import run_study
 from em_study.execute import Target, evaluate, existing
 from em_study.executors.local import ThisProcess
@@ -674,7 +675,7 @@ def test_a_dry_run_counts_and_touches_nothing(
     shown = " ".join(capsys.readouterr().out.split())
     manifests = [verify(cell.checkpoints()[-1]) for cell in make_plan(done.study).cells]
     tokens = round(sum(m.tokens_seen for m in manifests))
-    for part in ("cells 3 (3 done)", "optimiser steps 6", f"training tokens {tokens}", "answers 96"):
+    for part in ("cells 3 (3 done)", "optimiser steps 6", f"training tokens {tokens:,}", "answers 96"):
         assert part in shown
     assert "calls of a judge model 0" in shown and "training about 0 s" in shown and "unknown" not in shown
 
@@ -714,3 +715,38 @@ def test_an_error_file_goes_once_the_cell_succeeds(
     assert "held-out loss is nan" in failure and (cell.folder / "error.txt").is_file()
     assert run(study) == []
     assert not (cell.folder / "error.txt").exists() and verify(cell.checkpoints()[-1]).step == 2
+
+
+def test_compare_follows_runs_from_the_base_and_names_what_it_lacks(
+    done: Place, em: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = collect(done.study, kept(done.study))
+    runs, missing = runs_by(results, "held_out_loss", "rate")
+    assert missing == [] and [run.optimiser for run in runs] == ["adamw", "lion"]
+    base = results.rows[0]
+    for run, cell in zip(runs, make_plan(done.study).cells, strict=False):
+        start, end = (verify(checkpoint) for checkpoint in cell.checkpoints())
+        assert [(p.step, p.x) for p in run.points] == [(0, start.loss.held_out), (2, end.loss.held_out)]
+        assert run.points[0].y == base.rate and "tiny_bad" in run.block
+
+    monkeypatch.setenv("COLUMNS", "200")
+    assert em("compare", str(done.file), "--level", "norm_ba=1e9") == 0
+    shown = capsys.readouterr().out
+    adamw, lion = rate_of(results, "AdamW"), rate_of(results, "Lion")
+    assert f"adamw - lion   {100 * (adamw - lion):.3g} (" in shown
+    assert "never reaches 1e+09" in shown and "held_out_loss" in shown
+    assert "missing: alignment on train_loss: 2 checkpoints have both" in shown
+    assert "missing: variance of rate: 2 runs that vary optimiser: too few" in shown
+    assert em("compare", str(done.file), "--level", "loss=2") == 2
+    assert "--level loss=2: write QUANTITY=VALUE, with one of train_loss" in capsys.readouterr().err
+    assert em("compare", str(done.file), "--evaluation", "other") == 2
+    assert "has no em evaluation 'other': it has em" in capsys.readouterr().err
+
+
+def test_options_of_executors_are_read_as_numbers_where_they_are(
+    em: Callable[..., int], capsys: pytest.CaptureFixture[str], done: Place
+) -> None:
+    assert em("run", str(done.file), "-o", "workers=0") == 2
+    assert "executor 'local': workers must be at least 1" in capsys.readouterr().err
+    assert em("run", str(done.file), "-o", "workers") == 2
+    assert "--option workers: write NAME=VALUE" in capsys.readouterr().err
