@@ -1,5 +1,7 @@
 """Drive a study to its end: hand out what is not done, follow it, and say what failed."""
 
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Protocol
@@ -12,7 +14,7 @@ from em_study.execute import Job, console, is_evaluated, is_trained
 from em_study.executors import Executor
 from em_study.logs import Logs, log_folder
 from em_study.plan import RUNS, FrozenCell, Plan, freeze, make_plan, thaw
-from em_study.progress import answers_done, steps_done
+from em_study.progress import answers_done, hours, steps_done
 from em_study.study import Study
 
 
@@ -106,76 +108,71 @@ class Lines:
 
 
 class Bars:
-    """A bar for the study and one for each job that runs, on a terminal; what jobs print goes to a file."""
+    """A bar for the study and one for each job that runs, on a terminal; what jobs print goes to a file.
 
-    def __init__(self, study: str) -> None:
-        self.study = study
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._progress: _Polled | None = None
+    A thread reads the jobs' state from the disk, so that bars move whoever does the work, this process included.
+    """
 
-    @contextmanager
-    def shown(self) -> Iterator["Bars"]:
-        path = RUNS / self.study / "output.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            path.open("a", encoding="utf-8") as output,
-            _Polled(self._console) as self._progress,
-            redirect_stdout(output),
-            redirect_stderr(output),
-        ):
-            yield self
-
-    def begin(self, total: int) -> None:
-        assert self._progress is not None
-        self._progress.whole = self._progress.add_task(self.study, total=total, left="")
-
-    def line(self, text: str) -> None:
-        if not text.endswith((": done", ": training")):  # the bars say that
-            assert self._progress is not None
-            self._progress.console.print(text)
-
-    def follow(self, running: list[Job]) -> None:
-        assert self._progress is not None
-        self._progress.jobs = running
-
-    def advance(self) -> None:
-        assert self._progress is not None and self._progress.whole is not None
-        self._progress.advance(self._progress.whole)
-
-
-class _Polled(Progress):
-    """Bars whose state is read from the disk at every refresh, so that they move whoever does the work."""
-
-    def __init__(self, console: Console) -> None:
-        self.jobs: list[Job] = []
-        self.whole: TaskID | None = None
-        self._bars: dict[Job, TaskID] = {}
-        super().__init__(
+    def __init__(self, study: str, every_s: float = 1.0) -> None:
+        self.study, self.every_s = study, every_s
+        self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
-            console=Console(file=console.file, highlight=False, soft_wrap=True),
-            refresh_per_second=1,
+            # A console of this very stream: stderr itself is turned into a file below.
+            console=Console(file=sys.stderr, highlight=False, soft_wrap=True),
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        self._whole: TaskID | None = None
+        self._jobs: list[Job] = []
+        self._bars: dict[Job, TaskID] = {}
+        self._over = threading.Event()
 
-    def get_renderable(self):  # type: ignore[no-untyped-def]
-        jobs = list(self.jobs)
-        for job in set(self._bars) - set(jobs):
-            self.remove_task(self._bars.pop(job))
-        for job in jobs:
-            self._show(job)
-        return super().get_renderable()
+    @contextmanager
+    def shown(self) -> Iterator["Bars"]:
+        path = RUNS / self.study / "output.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        thread = threading.Thread(target=self._poll, daemon=True)
+        with path.open("a", encoding="utf-8") as output, self._progress:
+            thread.start()
+            try:
+                with redirect_stdout(output), redirect_stderr(output):
+                    yield self
+            finally:
+                self._over.set()
+                thread.join()
+
+    def begin(self, total: int) -> None:
+        self._whole = self._progress.add_task(self.study, total=total, left="")
+
+    def line(self, text: str) -> None:
+        if not text.endswith((": done", ": training")):  # the bars say that
+            self._progress.console.print(text)
+
+    def follow(self, running: list[Job]) -> None:
+        self._jobs = running
+
+    def advance(self) -> None:
+        assert self._whole is not None  # the driver begins first
+        self._progress.advance(self._whole)
+
+    def _poll(self) -> None:
+        while not self._over.wait(self.every_s):
+            jobs = list(self._jobs)
+            for job in set(self._bars) - set(jobs):
+                self._progress.remove_task(self._bars.pop(job))
+            for job in jobs:
+                self._show(job)
 
     def _show(self, job: Job) -> None:
         if job not in self._bars:
-            self._bars[job] = self.add_task(f"  {job.label}", total=None, left="")
+            self._bars[job] = self._progress.add_task(f"  {job.kind} {job.label}", total=None, left="")
         done, total, left = _state(job)
-        words = "" if left is None else f"about {left:.0f} s left"
-        self.update(self._bars[job], description=f"  {job.kind} {job.label}", completed=done, total=total, left=words)
+        words = "" if left is None else f"{hours(left)} left"
+        self._progress.update(self._bars[job], completed=done, total=total, left=words)
 
 
 def _state(job: Job) -> tuple[int, int | None, float | None]:

@@ -33,7 +33,7 @@ class Estimate:
         seconds_training, seconds_evaluation: of what is not done, on this machine, in one process.
     """
 
-    study: str
+    study: Study
     cells: int
     done: int
     steps: int
@@ -77,7 +77,7 @@ def estimate(study: Study) -> Estimate:
     if study.evaluations and None in seconds:
         unknown["hours of evaluation: no finished log of each evaluation on this machine to measure by"] = None
     return Estimate(
-        study=study.name,
+        study=study,
         cells=len(planned),
         done=len(planned) - len(open_cells),
         steps=sum(cell.config.steps for cell in planned),
@@ -92,7 +92,7 @@ def estimate(study: Study) -> Estimate:
 
 
 def print_estimate(found: Estimate, console: Console) -> None:
-    table = Table(title=f"{found.study}: what em run would do", title_justify="left", show_header=False, box=None)
+    table = Table(title=f"{found.study.name}: what em run would do", title_justify="left", show_header=False, box=None)
     rows: list[tuple[str, str]] = [
         ("cells", f"{found.cells} ({found.done} done)"),
         ("optimiser steps", f"{found.steps:,}"),
@@ -107,7 +107,12 @@ def print_estimate(found: Estimate, console: Console) -> None:
         table.add_row(name, value)
     console.print(table)
     for line in found.unknown:
-        console.print(f"unknown {line}", soft_wrap=True)
+        console.print(f"unknown {line}", soft_wrap=True, markup=False)
+    for assumption in found.study.assumptions:
+        why = f": {assumption.why}" if assumption.why else ""
+        console.print(f"{assumption.source} {assumption.setting}{why}", soft_wrap=True, markup=False)
+    for dropped in found.study.drops:
+        console.print(f"left out {dropped}", soft_wrap=True, markup=False)
 
 
 def _rows_seen(cell: Cell) -> int:

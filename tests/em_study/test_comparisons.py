@@ -40,8 +40,12 @@ def test_a_contrast_is_the_difference_of_unweighted_means_over_blocks() -> None:
     """Block one has ten answers a side, block two has two: both count alike; a block of one side is left out."""
     rows = []
     for name, block, hits, n in [
-        ("adam", "one", 5, 10), ("lion", "one", 8, 10), ("adam", "two", 0, 2), ("lion", "two", 1, 2), ("lion", "three", 2, 2),
-    ]:  # fmt: skip
+        ("adam", "one", 5, 10),
+        ("lion", "one", 8, 10),
+        ("adam", "two", 0, 2),
+        ("lion", "two", 1, 2),
+        ("lion", "three", 2, 2),
+    ]:
         rows += [
             {"optimiser": name, "block": block, "seed": 0, "family": f"q{i}", "hit": int(i < hits)} for i in range(n)
         ]
@@ -117,10 +121,10 @@ def grid(optimisers: int = 3, datasets: int = 2, seeds: int = 2) -> pd.DataFrame
     rng = np.random.default_rng(3)
     return pd.DataFrame(
         [
-            {"optimiser": f"o{o}", "dataset": f"d{d}", "batch": 2, "seed": s, "rate": 0.1 * o + 0.03 * d + rng.normal(0, 0.02)}
-            for o, d, s in product(range(optimisers), range(datasets), range(seeds))
+            {"optimiser": f"o{o}", "dataset": f"d{d}", "batch": 2, "rate": 0.1 * o + 0.03 * d + rng.normal(0, 0.02)}
+            for o, d, _ in product(range(optimisers), range(datasets), range(seeds))
         ]
-    )  # fmt: skip
+    )
 
 
 def test_shares_of_variance_are_those_of_the_balanced_formulas() -> None:
@@ -213,11 +217,8 @@ def test_simpson_reversals_are_warned_of() -> None:
     data = points({"adam": -10}, {"adam": 0})
     data.loc[data["dataset"] == "d2", "train_loss"] *= 20
     data.loc[data["dataset"] == "d2", "mean_alignment"] += 60
-    assert (
-        loss_alignment(data).warnings
-        == ["the slope turns round within datasets (-10.00 against +15.65 pooled): Simpson's paradox"]
-        or "turns round within datasets (-10.00 against +" in loss_alignment(data).warnings[0]
-    )
+    (warning,) = loss_alignment(data).warnings
+    assert warning.startswith("the slope turns round within datasets (-10.00 against +")
     odd = points({"adam": 20, "lion": 20, "sgd": -5}, {"adam": 0, "lion": 0, "sgd": 0})
     (warning,) = loss_alignment(odd).warnings
     assert warning.startswith("the slope within optimiser sgd (-5.00) is opposite to the pooled one (+")
@@ -242,7 +243,8 @@ def around(value: float, reach: float = 0.1) -> Interval:
 
 
 def run(name: str, xs: list[float], ys: list[float], block: str = "b") -> Run:
-    return Run(name, name.split()[0], block, tuple(Point(10 * i, x, around(y)) for i, (x, y) in enumerate(zip(xs, ys, strict=True))))  # fmt: skip
+    points = tuple(Point(10 * i, x, around(y)) for i, (x, y) in enumerate(zip(xs, ys, strict=True)))
+    return Run(name, name.split()[0], block, points)
 
 
 def test_a_run_is_interpolated_where_it_first_crosses_the_level() -> None:
