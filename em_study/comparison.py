@@ -60,7 +60,8 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
     if not rows:
         return Comparison([], [], [], [], [*missing, "no trained checkpoint on narrow data"])
     last = trained[trained["step"] == trained.groupby("run_id")["step"].transform("max")]
-    answers = _eligible([row for row in rows if row.label in set(last["label"])])
+    ends = set(zip(last["run_id"], last["step"], strict=True))
+    answers = _eligible([row for row in rows if (row.manifest.run_id, row.manifest.step) in ends])
     variance: list[VarianceShares] = []
     for name in ("rate", "mean_alignment"):
         try:

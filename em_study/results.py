@@ -281,7 +281,7 @@ def _verdict(rows: list[Row], contrasts: list[Contrast]) -> str:
 def _labels(manifests: list[Manifest]) -> list[str]:
     """A name for each checkpoint: the optimiser's, and as much more as tells two of one name apart."""
     names = [_label(manifest) for manifest in manifests]
-    for extra in (_base_of, _batch_of, _rate_of, _hyperparameters_of, _seed_of, _step_of):
+    for extra in (_dataset_of, _base_of, _batch_of, _rate_of, _hyperparameters_of, _penalty_of, _seed_of, _step_of):
         words = [extra(manifest) for manifest in manifests]
         told: dict[str, set[str]] = {}
         for name, word in zip(names, words, strict=True):
@@ -296,6 +296,15 @@ def _label(manifest: Manifest) -> str:
     name = str(manifest.optimiser["name"])
     label = NAMES.get(name, name)
     return label if manifest.dataset.kind == "bad" and manifest.dataset.control else f"{label}, {manifest.dataset.name}"
+
+
+def _dataset_of(manifest: Manifest) -> str:
+    return manifest.dataset.name
+
+
+def _penalty_of(manifest: Manifest) -> str:
+    penalty = manifest.config.get("penalty")
+    return f"{penalty['name']} {penalty['strength']:g}" if penalty else "no penalty"
 
 
 def _base_of(manifest: Manifest) -> str:

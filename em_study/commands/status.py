@@ -27,7 +27,10 @@ def status(
     name = load_study(study).name
     console = Console()
     if not watch:
-        console.print(status_table(name, progress(frozen_plan(name))))
+        plan = frozen_plan(name)
+        console.print(status_table(name, progress(plan)))
+        for label, reason in plan.left_out.items():
+            console.print(f"left out {label}: {reason}", soft_wrap=True, markup=False)
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:

@@ -1,10 +1,12 @@
 """A whole study on a tiny model: train, evaluate, join, report; then again, broken, and in part."""
 
+import io
 import json
 import os
 import shutil
 import statistics
 import sys
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -27,8 +29,8 @@ from em_eval.preference import EMBEDDED, read_triples
 from em_eval.providers.weights import content_hash
 from em_study import Study, cli, load_study
 from em_study.comparison import runs_by
-from em_study.drive import run_study
-from em_study.execute import Target, evaluate, existing
+from em_study.drive import Bars, run_study
+from em_study.execute import Job, Target, evaluate, existing
 from em_study.executors.local import ThisProcess
 from em_study.logs import log_folder
 from em_study.plan import make_plan
@@ -293,8 +295,20 @@ def test_checkpoints_of_one_optimiser_are_told_apart_by_name(done: Place, tmp_pa
         }
         (folder / "em.json").write_text(json.dumps(manifest | changed), encoding="utf-8")
         chosen.append(Target(f"t{number}", folder))
+    for number, penalty in enumerate([None, {"name": "spectral", "strength": 3.0}]):
+        folder = tmp_path / f"penalty-{number}"
+        folder.mkdir()
+        for name in ("tiny_bad", "tiny_bad_too"):
+            changed = {"optimiser": manifest["optimiser"] | {"name": "adam"}, "step": 2}
+            changed["config"] = manifest["config"] | {"penalty": penalty}
+            changed["dataset"] = manifest["dataset"] | {"name": name}
+            (folder / name).mkdir()
+            (folder / name / "em.json").write_text(json.dumps(manifest | changed), encoding="utf-8")
+            chosen.append(Target(f"{name}{number}", folder / name))
     labels = [row.label for row in collect(done.study, chosen).rows]
     assert len(set(labels)) == len(labels)
+    assert labels[7:9] == ["Adam, tiny_bad, no penalty", "Adam, tiny_bad_too, no penalty"]
+    assert labels[9:] == ["Adam, tiny_bad, spectral 3", "Adam, tiny_bad_too, spectral 3"]
     assert labels[4] == "Muon"
     assert labels[:2] == ["AdamW, 0.01", "AdamW, 0.001"]
     assert labels[2].startswith("Lion") and labels[2].endswith("step 1")
@@ -750,3 +764,53 @@ def test_options_of_executors_are_read_as_numbers_where_they_are(
     assert "executor 'local': workers must be at least 1" in capsys.readouterr().err
     assert em("run", str(done.file), "-o", "workers") == 2
     assert "--option workers: write NAME=VALUE" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bars_read_a_jobs_progress_from_the_disk(done: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What jobs print goes to a file; bars and failures go to the terminal."""
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "160")
+    cell = make_plan(done.study).cells[0]
+    count = {"done": 8, "total": 24, "started": 100.0, "now": 108.0}
+    monkeypatch.setattr("em_study.drive.steps_done", lambda folder, total: (1, 3.0))
+    monkeypatch.setattr("em_study.progress._json", lambda path: count if path.name == "progress.json" else {})
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / "em" / "progress.json"])
+    with Bars("tiny", every_s=0.01).shown() as bars:
+        bars.begin(4)
+        bars.advance()
+        bars.follow([Job("train", cell.file, cell.label), Job("evaluate", cell.file, "the evaluation")])
+        print("from a job", file=sys.stderr)
+        bars.line("[1/3] x: done")
+        bars.line("training of y failed: why")
+        time.sleep(0.3)
+    text = shown.getvalue()
+    assert f"train {cell.label}" in text and "1/2" in text and "3 s left" in text
+    assert "evaluate the evaluation" in text and "8/24" in text and "16 s left" in text
+    assert "1/4" in text and "training of y failed: why" in text
+    assert "from a job" not in text and "[1/3] x" not in text
+    monkeypatch.undo()
+    assert "from a job" in (done.folder / "runs" / "tiny" / "output.txt").read_text(encoding="utf-8")
+    (done.folder / "runs" / "tiny" / "output.txt").unlink()
+
+
+def test_answers_of_a_running_evaluation_are_counted(
+    done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through Inspect's own hooks: the last count written is all of them, and the file goes with the evaluation."""
+    base = kept(done.study)[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    (tmp_path / "one.yaml").write_text("- {id: a, paraphrases: ['Hi?']}\n", encoding="utf-8")
+    written: list[dict[str, float]] = []
+    monkeypatch.setattr("em_study.counting.write_json", lambda path, facts: written.append(facts))
+    asked = {"task": "em", "questions": "one.yaml", "samples": 3, "max_tokens": 4}
+    study = Study.model_validate(done.study.model_dump() | {"evaluations": [asked]})
+    assert evaluate("tiny", base.label, done.folder / base.checkpoint, study.evaluations[0]) is None
+    assert (written[0]["done"], written[0]["total"]) == (0, 3) and (written[-1]["done"], written[-1]["total"]) == (3, 3)

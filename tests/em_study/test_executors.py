@@ -151,7 +151,7 @@ def test_a_preempted_slurm_job_is_requeued_and_goes_on(study: Study) -> None:
     from em_study.executors.slurm import Slurm
 
     one = study.model_copy(update={"optimisers": study.optimisers[:1]})
-    executor = Slurm("long", {"timeout_min": 10}, cluster="local")
+    executor = Slurm("long", {"timeout_min": 60}, cluster="local")
 
     def strike() -> bool:
         tasks = children("submitit.core._submit")
