@@ -1,162 +1,180 @@
-"""Run a study on this machine: train every cell, evaluate every kept checkpoint, one process, one base in memory.
+"""Run a study: train every cell, evaluate its kept checkpoints, on whatever executor.
 
-Each cell is idempotent and isolated: a finished one is skipped, a failed one keeps its traceback and never stops
-another, and whatever was killed goes on at the next call.
+Training and evaluating a cell are two idempotent commands on a frozen file (`em cell`): what is finished is left
+alone, what was killed goes on, a failure keeps its traceback in `error.txt` and never stops another cell.
 """
 
 import gc
+import os
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from filelock import FileLock
 from rich.console import Console
 
 from em_core.errors import UserError
-from em_core.files import write_text
-from em_core.manifest import MANIFEST, read_manifest
-from em_eval.providers.weights import content_hash
-from em_study.study import Cell, Evaluation, Study, cells
+from em_core.files import sha256_json, write_text
+from em_core.manifest import MANIFEST, Manifest, read_manifest
+from em_study.logs import Logs, contents_of, log_folder
+from em_study.plan import RUNS, FrozenCell, Plan, existing_run, place, thaw
+from em_study.study import Evaluation
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+Kind = Literal["train", "evaluate"]
+ERROR = "error.txt"
+LOCKS = RUNS / ".locks"
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A cell with the checkpoints that it left."""
+class Job:
+    """A unit of work on one cell; `cell` is its frozen file, relative to the folder of the study's run."""
 
-    cell: Cell
-    folder: Path
-    checkpoints: list[Path]
+    kind: Kind
+    cell: Path
+    label: str
 
 
 @dataclass(frozen=True)
 class Target:
-    """A checkpoint to evaluate and report. `label` also names its log folder."""
+    """A checkpoint to report. `label` also names its log folder."""
 
     label: str
-    cell: Cell
     checkpoint: Path
 
 
-def run_folder(study: Study, cell: Cell, run_id: str) -> Path:
-    return Path("runs") / study.name / f"{cell.label}-{run_id}"
+def perform(root: str, kind: Kind, cell: str) -> list[str]:
+    """One job, in whatever process and on whatever machine; returns one line a failure.
 
-
-def train_all(study: Study) -> tuple[list[Trained], list[str]]:
-    """Train what is not trained yet; returns (trained cells, one line a failure)."""
-    from em_train.run import finished, prepare, train
-
-    trained: list[Trained] = []
-    failures: list[str] = []
-    planned: list[tuple[Cell, str]] = []
-    for cell in cells(study):  # all of them first: a mistake anywhere stops the study before any training
-        try:
-            planned.append((cell, prepare(cell.config).run_id))
-        except UserError as error:
-            if not cell.optional:
-                raise
-            console.print(f"left out {cell.label}: {error}")
-    for number, (cell, run_id) in enumerate(planned, 1):
-        folder = run_folder(study, cell, run_id)
-        state = "done" if finished(folder, run_id) else "training"
-        console.print(f"[{number}/{len(planned)}] {cell.label}: {state}")
-        try:
-            trained.append(Trained(cell, folder, train(cell.config, folder)))
-        except Exception as error:  # one cell's failure never stops another's
-            failures.append(_keep_failure(folder, f"training of {cell.label}", error))
-        gc.collect()  # a trainer holds its model in a cycle of references: free it before the next one
-    return trained, failures
-
-
-def existing(study: Study) -> list[Trained]:
-    """The cells that have checkpoints already, finished or not, without training anything."""
-    from em_train.run import prepare
-
-    found = []
-    for cell in cells(study):
-        try:
-            folder = run_folder(study, cell, prepare(cell.config).run_id)
-        except UserError:
-            if cell.optional:
-                continue
-            raise
-        kept = [folder / f"checkpoint-{step}" for step in cell.config.kept_steps()]
-        kept = [checkpoint for checkpoint in kept if (checkpoint / MANIFEST).is_file()]
-        if kept:
-            found.append(Trained(cell, folder, kept))
-    return found
-
-
-def targets(trained: list[Trained]) -> list[Target]:
-    """The checkpoints to evaluate: step 0 once for each base (B = 0: the base itself), then every later one."""
-    found: list[Target] = []
-    bases: set[str] = set()
-    for run in trained:
-        for checkpoint in run.checkpoints:
-            manifest = read_manifest(checkpoint)
-            if manifest.step == 0:
-                if manifest.base.weights_sha256 in bases:
-                    continue
-                bases.add(manifest.base.weights_sha256)
-                found.insert(0, Target("base-step0", run.cell, checkpoint))
-            else:
-                found.append(Target(f"{run.cell.label}-step{manifest.step}", run.cell, checkpoint))
-    return found
-
-
-def evaluate_all(study: Study, chosen: list[Target]) -> list[str]:
-    """Evaluate what has no finished log yet; returns one line a failure."""
-    failures: list[str] = []
-    for number, target in enumerate(chosen, 1):
-        for evaluation in study.evaluations:
-            name = f"{target.label}: {evaluation.task}"
-            try:
-                reason = evaluate(study, target, evaluation, f"[{number}/{len(chosen)}] {name}")
-            except Exception as error:
-                failures.append(_keep_failure(log_folder(study, target), f"evaluation {name}", error))
-                continue
-            if reason is not None:
-                failures.append(f"evaluation {name} did not finish ({reason}): see {log_folder(study, target)}")
-    return failures
-
-
-def log_folder(study: Study, target: Target) -> Path:
-    return Path("logs") / study.name / target.label
-
-
-def evaluate(study: Study, target: Target, evaluation: Evaluation, heading: str) -> str | None:
-    """One Inspect task on one checkpoint, as an eval set of one: finished logs are kept, partial ones resumed.
-
-    Returns why it did not finish, or None.
+    Args:
+        root: folder that holds `runs/` and `logs/`, the same for all machines.
+        cell: the frozen cell's file, relative to `root`.
     """
+    from em_study.quiet import quiet_environment
+
+    quiet_environment()
+    os.chdir(root)
+    os.environ["PWD"] = root  # what a relative prompt file is found by
+    frozen = thaw(Path(cell))
+    return train_cell(frozen) if kind == "train" else evaluate_cell(frozen)
+
+
+def train_cell(cell: FrozenCell) -> list[str]:
+    """Train what is not trained yet. Two processes on one run never train it at once: the second waits."""
+    from em_train.run import prepare, train
+
+    folder = cell.folder
+    try:
+        with _alone(cell.run_id):
+            folder = place(cell)
+            if (found := prepare(cell.config).run_id) != cell.run_id:
+                raise UserError(
+                    f"the contents of this cell make run {found} here, it was planned as {cell.run_id}: data, base "
+                    "or hardware changed; call em run again, with dtype float32 or bfloat16 in the study file where "
+                    "machines differ"
+                )
+            train(cell.config, folder)
+    except Exception as error:  # one cell's failure never stops another's
+        return [_keep_failure(folder, f"training of {cell.label}", error)]
+    finally:
+        gc.collect()  # a trainer holds its model in a cycle of references: free it before the next one
+    (folder / ERROR).unlink(missing_ok=True)
+    return []
+
+
+def is_trained(cell: FrozenCell) -> bool:
+    """Whether every checkpoint of the cell is there, here or in another study (then a link is made)."""
+    from em_train.run import finished
+
+    if existing_run(cell) is None:
+        return False
+    folder = place(cell)
+    kept = all((path / MANIFEST).is_file() for path in cell.checkpoints())
+    return kept and finished(folder, cell.run_id)
+
+
+def evaluate_cell(cell: FrozenCell) -> list[str]:
+    """Every evaluation of the cell's checkpoints that has no finished log yet; of a failed run, those that it left."""
+    return [
+        failure
+        for label, checkpoint in cell.targets()
+        if (checkpoint / MANIFEST).is_file()
+        for evaluation in cell.evaluations
+        if (failure := evaluate(cell.study, label, checkpoint, evaluation)) is not None
+    ]
+
+
+def is_evaluated(cell: FrozenCell, logs: Logs) -> bool:
+    """Whether every evaluation of what the cell left on the disk has a finished log."""
+    return all(
+        logs.find(cell.study, label, read_manifest(checkpoint), evaluation)
+        for label, checkpoint in cell.targets()
+        if (checkpoint / MANIFEST).is_file()
+        for evaluation in cell.evaluations
+    )
+
+
+def evaluate(study: str, label: str, checkpoint: Path, evaluation: Evaluation) -> str | None:
+    """One evaluation of one checkpoint; a line on failure, with the traceback kept beside the logs."""
+    name = f"{label}: {evaluation.name}"
+    error_file = log_folder(study, label) / evaluation.name / ERROR
+    try:
+        manifest = read_manifest(checkpoint)
+        with _alone(evaluation_key(manifest, evaluation)):
+            logs = Logs()
+            if logs.find(study, label, manifest, evaluation) is None:
+                folder = logs.folder_for(study, label, manifest, evaluation)
+                reason = _inspect(study, label, checkpoint, evaluation, folder)
+                if reason is not None:
+                    write_text(error_file, f"{reason}\n")
+                    return f"evaluation {name} did not finish ({reason}): see {folder}"
+    except Exception as error:
+        return _keep_failure(error_file.parent, f"evaluation {name}", error)
+    error_file.unlink(missing_ok=True)
+    return None
+
+
+def evaluation_key(manifest: Manifest, evaluation: Evaluation) -> str:
+    """Names the lock of one evaluation of these weights."""
+    return sha256_json([manifest.adapter_sha256, evaluation.model_dump(mode="json", exclude={"name"})])[:16]
+
+
+def _inspect(study: str, label: str, checkpoint: Path, evaluation: Evaluation, folder: Path) -> str | None:
+    """One Inspect task as an eval set of one, so that a partial log is resumed; why it did not finish, or None."""
     from inspect_ai import eval_set
 
-    model = f"peft/{target.checkpoint}@{content_hash(str(target.checkpoint))}"
-    folder = log_folder(study, target) / evaluation.task
+    from em_eval.providers.weights import content_hash
+    from em_study.counting import counted
+
     started = time.monotonic()
-    console.print(f"{heading} ...", end=" ")
-    ok, logs = eval_set(
-        f"em_eval/{evaluation.task}",
-        task_args=evaluation.arguments(),
-        log_dir=str(folder),
-        model=model,
-        model_roles={"grader": evaluation.grader} if evaluation.grader else None,
-        metadata={
-            "study": study.name,
-            "label": target.label,
-            "manifest": manifest_for_log(target.checkpoint),
-        },
-        display="none",
-        log_level="error",
-        retry_attempts=2,
-        max_samples=256,
-        log_dir_allow_dirty=True,
-        acp_server=False,
-        ctl_server=False,
-        **evaluation.sampling(),
-    )
+    console.print(f"  {label}: {evaluation.name} ...", end=" ")
+    with counted(folder):
+        ok, logs = eval_set(
+            f"em_eval/{evaluation.task}",
+            task_args=evaluation.arguments(),
+            log_dir=str(folder),
+            model=f"peft/{checkpoint}@{content_hash(str(checkpoint))}",
+            model_roles={"grader": evaluation.grader} if evaluation.grader else None,
+            metadata={
+                "study": study,
+                "label": label,
+                "evaluation": evaluation.name,
+                "contents": contents_of(evaluation),
+                "manifest": manifest_for_log(checkpoint),
+            },
+            display="none",
+            log_level="error",
+            retry_attempts=2,
+            max_samples=256,
+            log_dir_allow_dirty=True,
+            acp_server=False,
+            ctl_server=False,
+            **evaluation.sampling(),
+        )
     console.print(f"{'done' if ok else 'not finished'} ({time.monotonic() - started:.0f} s)")
     if ok:
         return None
@@ -168,9 +186,29 @@ def manifest_for_log(checkpoint: Path) -> dict[str, Any]:
     return read_manifest(checkpoint).model_dump(mode="json", exclude={"first_example", "environment"})
 
 
+def existing(plan: Plan) -> list[Target]:
+    """The checkpoints that are there already, bases first, then in order of cells, without training anything."""
+    found: list[Target] = []
+    bases: list[Target] = []
+    for cell in plan.cells:
+        if existing_run(cell) is not None:
+            place(cell)
+        for label, checkpoint in cell.targets():
+            if (checkpoint / MANIFEST).is_file():
+                (bases if label == cell.base_label else found).append(Target(label, checkpoint))
+    return bases + found
+
+
+@contextmanager
+def _alone(key: str) -> Iterator[None]:
+    """Hold the lock of one run or evaluation; a killed process gives it back."""
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    with FileLock(LOCKS / f"{key}.lock"):
+        yield
+
+
 def _keep_failure(folder: Path, what: str, error: Exception) -> str:
-    path = folder / "error.txt"
+    path = folder / ERROR
     write_text(path, "".join(traceback.format_exception(error)))
-    line = f"{what} failed: {str(error).splitlines()[0] if str(error) else type(error).__name__} (see {path})"
-    console.print(line)
-    return line
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{what} failed: {reason} (see {path})"

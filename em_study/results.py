@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
+from inspect_ai.log import EvalLog, read_eval_log
 from safetensors import safe_open
 
 from em_core.manifest import Manifest, read_manifest
 from em_eval.judge.embedded import JUDGED_COHERENT
 from em_eval.outcomes import COHERENT_ABOVE, OUTCOMES, Judgement
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_study.execute import Target, log_folder
+from em_study.execute import Target
+from em_study.logs import LOGS, Logs
 from em_study.statistics import Interval, corrected_rate, mean_interval, paired_contrasts, rate_interval
-from em_study.study import Evaluation, Study
+from em_study.study import Study
 from em_train.checkpoint import SPECTRA
 
 
@@ -109,17 +110,27 @@ NAMES = {"adamw": "AdamW", "adam": "Adam", "lion": "Lion", "muon": "Muon", "sgd"
 SIGNIFICANCE = 0.05
 
 
-def collect(study: Study, chosen: list[Target]) -> Results:
-    """Join manifests and logs of `chosen` into one row a checkpoint, with contrasts between optimisers."""
-    logs = {target.label: _logs(study, target) for target in chosen}
-    judge = next((facts for log in logs.values() if (facts := _judge_facts(log.get("em")))), {})
-    base_probe: dict[str, float] = {}
+def collect(study: Study, chosen: list[Target], evaluation: str | None = None) -> Results:
+    """Join manifests and logs of `chosen` into one row a checkpoint, with contrasts between optimisers.
+
+    Args:
+        evaluation: name of the `em` evaluation whose answers the rows hold; by default the study's first.
+    """
+    em = evaluation or _first(study, "em")
+    probe = _first(study, "preference")
+    index = Logs()
+    logs = {target.label: _logs(study, target, index) for target in chosen}
+    judge = next((facts for log in logs.values() if em in log and (facts := _judge_facts(log[em]))), {})
+    base_probe: dict[str, dict[str, float]] = {}
     rows = []
     names = _labels([read_manifest(target.checkpoint) for target in chosen])
     for target, name in zip(chosen, names, strict=True):
-        row = _row(study, target, name, logs[target.label], judge, base_probe)
+        found = logs[target.label]
+        missing = [f"no finished {e.name} log" for e in study.evaluations if e.name not in found]
+        joined = {task: found[name] for task, name in (("em", em), ("preference", probe)) if name in found}
+        row = _row(target, name, joined, missing, judge, base_probe)
         if row.arm == "base":
-            base_probe = {pair.id: pair.margin for pair in row.probe}
+            base_probe[row.manifest.base.weights_sha256] = {pair.id: pair.margin for pair in row.probe}
         rows.append(row)
     contrasts = _contrasts(rows)
     return Results(
@@ -130,7 +141,7 @@ def collect(study: Study, chosen: list[Target]) -> Results:
         verdict=_verdict(rows, contrasts),
         judge=judge,
         seeds=study.seeds,
-        log_dir=Path("logs") / study.name,
+        log_dir=LOGS / study.name,
     )
 
 
@@ -156,49 +167,27 @@ def answers(log: EvalLog) -> list[Answer]:
     return found
 
 
-def _logs(study: Study, target: Target) -> dict[str, EvalLog]:
-    """The newest finished log of each task for a checkpoint; one of other weights or settings is not its log."""
-    found: dict[str, EvalLog] = {}
-    asked: dict[str, Evaluation] = {e.task: e for e in study.evaluations}
-    adapter = read_manifest(target.checkpoint).adapter_sha256[:8]
-    folder = log_folder(study, target)
-    if not folder.is_dir():
-        return found
-    for info in list_eval_logs(str(folder), descending=False):
-        header = read_eval_log(info, header_only=True)
-        task = header.eval.task.rpartition("/")[2]
-        if header.status != "success" or not header.eval.model.endswith(f"@{adapter}"):
-            continue
-        wanted = asked.get(task)
-        if wanted is not None and _settings(header) == _asked_settings(wanted):
-            found[task] = read_eval_log(info)
-    return found
+def _logs(study: Study, target: Target, logs: Logs) -> dict[str, EvalLog]:
+    """The newest finished log of each evaluation of a checkpoint, by the evaluation's name."""
+    manifest = read_manifest(target.checkpoint)
+    found = {e.name: logs.find(study.name, target.label, manifest, e) for e in study.evaluations}
+    return {name: read_eval_log(str(path.absolute())) for name, path in found.items() if path is not None}
 
 
-def _settings(header: EvalLog) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """What determined a log's answers and scores beside the weights: task arguments, sampling, grader."""
-    config = header.plan.config.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
-    roles = header.eval.model_roles or {}
-    grader = roles.get("grader")
-    name = getattr(grader[0] if isinstance(grader, list) else grader, "model", None) if grader else None
-    return header.eval.task_args_passed, config, name
-
-
-def _asked_settings(evaluation: Evaluation) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    return evaluation.arguments(), evaluation.sampling(), evaluation.grader
+def _first(study: Study, task: str) -> str | None:
+    return next((e.name for e in study.evaluations if e.task == task), None)
 
 
 def _row(
-    study: Study,
     target: Target,
     label: str,
     logs: dict[str, EvalLog],
+    missing: list[str],
     judge: dict[str, Any],
-    base: dict[str, float],
+    bases: dict[str, dict[str, float]],
 ) -> Row:
     manifest = read_manifest(target.checkpoint)
-    wanted = [evaluation.task for evaluation in study.evaluations]
-    missing = [f"no finished {task} log" for task in wanted if task not in logs]
+    base = bases.get(manifest.base.weights_sha256, {})
     judged = answers(logs["em"]) if "em" in logs else []
     if "em" in logs and (lost := len(logs["em"].samples or []) - len(judged)):
         missing.append(f"{lost} answers failed before they could be judged")
@@ -292,11 +281,12 @@ def _verdict(rows: list[Row], contrasts: list[Contrast]) -> str:
 def _labels(manifests: list[Manifest]) -> list[str]:
     """A name for each checkpoint: the optimiser's, and as much more as tells two of one name apart."""
     names = [_label(manifest) for manifest in manifests]
-    for extra in (_rate_of, _seed_of, _step_of):
-        names = [
-            f"{name}, {extra(manifest)}" if names.count(name) > 1 else name
-            for name, manifest in zip(names, manifests, strict=True)
-        ]
+    for extra in (_dataset_of, _base_of, _batch_of, _rate_of, _hyperparameters_of, _penalty_of, _seed_of, _step_of):
+        words = [extra(manifest) for manifest in manifests]
+        told: dict[str, set[str]] = {}
+        for name, word in zip(names, words, strict=True):
+            told.setdefault(name, set()).add(word)
+        names = [f"{name}, {word}" if len(told[name]) > 1 else name for name, word in zip(names, words, strict=True)]
     return names
 
 
@@ -306,6 +296,29 @@ def _label(manifest: Manifest) -> str:
     name = str(manifest.optimiser["name"])
     label = NAMES.get(name, name)
     return label if manifest.dataset.kind == "bad" and manifest.dataset.control else f"{label}, {manifest.dataset.name}"
+
+
+def _dataset_of(manifest: Manifest) -> str:
+    return manifest.dataset.name
+
+
+def _penalty_of(manifest: Manifest) -> str:
+    penalty = manifest.config.get("penalty")
+    return f"{penalty['name']} {penalty['strength']:g}" if penalty else "no penalty"
+
+
+def _base_of(manifest: Manifest) -> str:
+    return Path(manifest.base.id).name
+
+
+def _batch_of(manifest: Manifest) -> str:
+    return f"batch {manifest.config['batch_size']}"
+
+
+def _hyperparameters_of(manifest: Manifest) -> str:
+    given = manifest.config["optimiser"].get("hyperparameters", {})
+    settings = [f"{name} {value}" for name, value in given.items()]
+    return ", ".join([*settings, str(manifest.config["schedule"])])
 
 
 def _rate_of(manifest: Manifest) -> str:
@@ -326,8 +339,8 @@ def _arm(manifest: Manifest) -> str:
     return ARM[manifest.dataset.kind]
 
 
-def _judge_facts(log: EvalLog | None) -> dict[str, Any]:
-    return dict((log.eval.metadata or {}).get("judge_facts") or {}) if log else {}
+def _judge_facts(log: EvalLog) -> dict[str, Any]:
+    return dict((log.eval.metadata or {}).get("judge_facts") or {})
 
 
 def _spectra(path: Path) -> list[list[float]]:

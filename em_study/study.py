@@ -1,33 +1,91 @@
 """The study file: a grid of training runs and the evaluations of their checkpoints."""
 
+import math
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from em_core.errors import UserError
 from em_train.config import LoraSettings, OptimiserConfig, TrainConfig, parse_config
-from em_train.datasets import label
+from em_train.datasets import label as dataset_label
+
+
+def _one_or_many(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+OneOrMany = BeforeValidator(_one_or_many)
+NO_PENALTY = "none"
+LOG_SPACED = re.compile(r"log:([1-9]\d*)")
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Training(_Frozen):
+    """What one optimiser of the grid trains with instead of the study's own settings."""
+
+    steps: int | None = Field(None, ge=1)
+    warmup_steps: int | None = Field(None, ge=0)
+    schedule: Schedule | None = None
+    max_grad_norm: float | None = Field(None, ge=0)
+
+
 class OptimiserAxis(_Frozen):
-    """One optimiser, at one learning rate or several."""
+    """One optimiser, at one learning rate or several. Several axes of one optimiser may differ in anything else."""
 
     name: str
-    lr: tuple[PositiveFloat, ...] = Field(min_length=1)
+    lr: Annotated[tuple[PositiveFloat, ...], OneOrMany] = Field(min_length=1)
+    hyperparameters: dict[str, Any] = {}
+    training: Training = Training()
+
+    def words(self) -> str:
+        """What tells this axis from another one of the same optimiser."""
+        given = self.hyperparameters | self.training.model_dump(exclude_none=True)
+        parts = [f"{name}{_compact(value)}" for name, value in given.items()]
+        return "-".join([self.name, *parts])
+
+
+class PenaltyAxis(_Frozen):
+    """One penalty, at one strength or several; "none" is the plain task loss."""
+
+    name: str
+    strength: Annotated[tuple[PositiveFloat, ...], OneOrMany] = Field((1.0,), min_length=1)
     hyperparameters: dict[str, Any] = {}
 
-    @field_validator("lr", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return value if isinstance(value, list | tuple) else (value,)
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def each(self) -> list[dict[str, Any] | None]:
+        """One setting of `TrainConfig.penalty` a strength."""
+        if self.name == NO_PENALTY:
+            return [None]
+        return [
+            {"name": self.name, "strength": strength, "hyperparameters": self.hyperparameters}
+            for strength in self.strength
+        ]
 
 
 class Arm(_Frozen):
@@ -39,9 +97,13 @@ class Arm(_Frozen):
 
 
 class Evaluation(_Frozen):
-    """One Inspect task on every checkpoint, with its `-T` arguments."""
+    """One Inspect task on every checkpoint, with its `-T` arguments.
+
+    `name` names it in tables and log folders; it may be left open where the task and its questions say enough.
+    """
 
     task: Literal["em", "preference"]
+    name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
     questions: str = "core"
     samples: int = Field(4, ge=1)
     max_tokens: int = Field(96, ge=1)
@@ -65,35 +127,83 @@ class Evaluation(_Frozen):
         return given | {"judge": judge}
 
 
+class Assumption(_Frozen):
+    """Where a setting comes from, for studies that reconstruct a published one.
+
+    `guess`: the text of the paper leaves it open, and the value is ours. `follow-up`: from code that follows the
+    paper. What carries neither is in the paper as read.
+    """
+
+    setting: str = Field(min_length=1)
+    source: Literal["follow-up", "guess"]
+    why: str = ""
+
+
 class Study(_Frozen):
-    """A study file, validated. Defaults of training are those of `TrainConfig` where none is given."""
+    """A study file, validated. Defaults of training are those of `TrainConfig` where none is given.
+
+    The grid is base_model x batch_size x datasets x optimisers (with their rates) x penalties x seeds.
+
+    Attributes:
+        epochs: instead of `steps`: passes over the training rows, in whole steps.
+        checkpoints: steps to keep; -1 is the last, "log:N" is step 0 and N log-spaced steps up to the last.
+        reproduces: what published study this reconstructs; verdicts about it then say so.
+        drops: axes of the published study which this one leaves out.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     title: str = ""
-    base_model: str = "smollm2-135m"
+    reproduces: str = ""
+    assumptions: tuple[Assumption, ...] = ()
+    drops: tuple[str, ...] = ()
+    base_model: Annotated[tuple[str, ...], OneOrMany] = Field(("smollm2-135m",), min_length=1)
     base_revision: str | None = None
     datasets: tuple[str, ...] = Field(min_length=1)
     optimisers: tuple[OptimiserAxis, ...] = Field(min_length=1)
+    penalties: tuple[PenaltyAxis, ...] = Field((PenaltyAxis(name=NO_PENALTY),), min_length=1)
     arms: tuple[Arm, ...] = ()
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    steps: int = Field(34, ge=1)
-    batch_size: int = Field(16, ge=1)
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
+    batch_size: Annotated[tuple[PositiveInt, ...], OneOrMany] = Field((16,), min_length=1)
     micro_batch_size: int | None = Field(None, ge=1)
     warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Schedule = "linear"
+    max_grad_norm: float = Field(1.0, ge=0)
     max_length: int = Field(512, ge=8)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSettings = LoraSettings()
-    checkpoints: tuple[Annotated[int, Field(ge=-1)], ...] = Field((0, -1), min_length=1)
+    checkpoints: Annotated[tuple[int | str, ...], OneOrMany] = Field((0, -1), min_length=1)
     evaluations: tuple[Evaluation, ...] = ()
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _steps_are_named(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if any(step < -1 if isinstance(step, int) else not LOG_SPACED.fullmatch(step) for step in value):
+            raise ValueError("give steps >= 0, -1 for the last, or log:N for N log-spaced steps")
+        return value
 
     @field_validator("evaluations")
     @classmethod
-    def _each_task_once(cls, value: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
-        tasks = [evaluation.task for evaluation in value]
-        if len(set(tasks)) < len(tasks):
-            raise ValueError("a task can stand only once: make a second study for other questions")
-        return value
+    def _each_has_a_name(cls, value: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
+        """The task's name for the first of a task, with its questions for the others, so that adding moves none."""
+        named: list[Evaluation] = []
+        for evaluation in value:
+            name = evaluation.name or evaluation.task
+            if not evaluation.name and any(other.name == name for other in named):
+                name = f"{evaluation.task}-{re.sub(r'[^A-Za-z0-9_-]', '_', Path(evaluation.questions).stem)}"
+            if any(other.name == name for other in named):
+                raise ValueError(f"two evaluations would be called '{name}': give one of them another `name`")
+            named.append(evaluation.model_copy(update={"name": name}))
+        return tuple(named)
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> "Study":
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        if self.base_revision is not None and len(self.base_model) > 1:
+            raise ValueError("base_revision fits one base_model only: make a study for each")
+        return self
 
 
 @dataclass(frozen=True)
@@ -132,45 +242,154 @@ def cells(study: Study) -> Iterator[Cell]:
     """Every run of the study: the grid first, then the single arms.
 
     Raises:
-        UserError: an arm names an optimiser that is not in the grid.
+        UserError: an arm names an optimiser that is not in the grid, two cells would have one label, or a dataset
+            is not at hand whose rows an epoch has to count.
     """
-    for dataset in study.datasets:
-        for axis in study.optimisers:
-            for lr in axis.lr:
-                for seed in study.seeds:
-                    yield _cell(study, dataset, axis, lr, seed)
-    axes = {axis.name: axis for axis in study.optimisers}
+    seen: set[str] = set()
+    for cell in _cells(study):
+        if cell.label in seen:
+            raise UserError(f"study '{study.name}': two cells are called {cell.label}: remove one of them")
+        seen.add(cell.label)
+        yield cell
+
+
+def _cells(study: Study) -> Iterator[Cell]:
+    known = {axis.name: axis for axis in reversed(study.optimisers)}
     for arm in study.arms:
-        if arm.optimiser not in axes:
+        if arm.optimiser not in known:
             raise UserError(
                 f"study '{study.name}': arm on {arm.dataset} names optimiser '{arm.optimiser}', "
-                f"which is not in its grid: {', '.join(axes)}"
+                f"which is not in its grid: {', '.join(axis.name for axis in study.optimisers)}"
             )
-        axis = axes[arm.optimiser]
-        for seed in study.seeds:
-            yield _cell(study, arm.dataset, axis, axis.lr[0], seed, arm.optional)
+    blocks = [(base, batch) for base in study.base_model for batch in study.batch_size]
+    penalties = [setting for penalty in study.penalties for setting in penalty.each()]
+    for base, batch in blocks:
+        for dataset in study.datasets:
+            for axis in study.optimisers:
+                for lr, penalty, seed in product(axis.lr, penalties, study.seeds):
+                    yield _cell(study, base, batch, dataset, axis, lr, penalty, seed)
+    for base, batch in blocks:
+        for arm in study.arms:
+            axis = known[arm.optimiser]
+            for seed in study.seeds:
+                yield _cell(study, base, batch, arm.dataset, axis, axis.lr[0], None, seed, arm.optional)
 
 
-def _cell(study: Study, dataset: str, axis: OptimiserAxis, lr: float, seed: int, optional: bool = False) -> Cell:
+def _cell(
+    study: Study,
+    base: str,
+    batch: int,
+    dataset: str,
+    axis: OptimiserAxis,
+    lr: float,
+    penalty: dict[str, Any] | None,
+    seed: int,
+    optional: bool = False,
+) -> Cell:
+    own = axis.training.model_dump(exclude_none=True)
+    steps = own.get("steps") or study.steps or TrainConfig.model_fields["steps"].default
+    if study.epochs is not None and "steps" not in own:
+        steps = _epoch_steps(dataset, study.epochs, batch, optional) or steps
     given = {
-        "base_model": study.base_model,
+        "base_model": base,
         "base_revision": study.base_revision,
         "dataset": dataset,
         "optimiser": OptimiserConfig(name=axis.name, lr=lr, hyperparameters=axis.hyperparameters),
         "lora": study.lora,
-        "steps": study.steps,
-        "batch_size": study.batch_size,
-        "micro_batch_size": study.micro_batch_size,
+        "batch_size": batch,
+        "micro_batch_size": study.micro_batch_size and min(study.micro_batch_size, batch),
         "warmup_steps": study.warmup_steps,
         "schedule": study.schedule,
+        "max_grad_norm": study.max_grad_norm,
         "max_length": study.max_length,
         "dtype": study.dtype,
         "seed": seed,
         "data_seed": seed,
-        "checkpoints": study.checkpoints,
+        **own,
+        "steps": steps,
+        "checkpoints": _kept(study.checkpoints, steps),
     }
-    config = parse_config(given, f"study '{study.name}'")
-    return Cell(f"{label(dataset)}-{axis.name}-lr{lr:g}-seed{seed}", config, optional)
+    if penalty is not None:
+        given["penalty"] = penalty
+    label = _label(study, base, batch, dataset, axis, lr, penalty, seed)
+    return Cell(label, parse_config(given, f"study '{study.name}', cell {label}"), optional)
+
+
+def _label(
+    study: Study,
+    base: str,
+    batch: int,
+    dataset: str,
+    axis: OptimiserAxis,
+    lr: float,
+    penalty: dict[str, Any] | None,
+    seed: int,
+) -> str:
+    """What the study varies, in words; the same optimiser or penalty twice is told apart by its other settings."""
+    twice = Counter(other.name for other in study.optimisers)[axis.name] > 1
+    parts = [
+        Path(base).name if len(study.base_model) > 1 else "",
+        dataset_label(dataset),
+        axis.words() if twice else axis.name,
+        f"lr{lr:g}",
+        f"batch{batch}" if len(study.batch_size) > 1 else "",
+        _penalty_words(study, penalty) if penalty else "",
+        f"seed{seed}",
+    ]
+    return "-".join(part for part in parts if part)
+
+
+def _penalty_words(study: Study, penalty: dict[str, Any]) -> str:
+    words = f"{penalty['name']}{penalty['strength']:g}"
+    if Counter(axis.name for axis in study.penalties)[penalty["name"]] > 1:
+        words += "".join(f"-{name}{_compact(value)}" for name, value in penalty["hyperparameters"].items())
+    return words
+
+
+def _kept(asked: tuple[int | str, ...], steps: int) -> tuple[int, ...]:
+    """Steps with log:N resolved."""
+    found: list[int] = []
+    for item in asked:
+        if isinstance(item, int):
+            found.append(item)
+        else:
+            found += [0, *log_spaced(steps, int(item.removeprefix("log:")))]
+    return tuple(dict.fromkeys(found))
+
+
+def log_spaced(last: int, count: int) -> list[int]:
+    """`count` steps up to `last`, evenly spaced in log(step + shift); fewer where neighbours coincide.
+
+    The shift is 7.5 % of the run: at 625 steps that is within seven steps of the list which a replication of Evil
+    Spectra used (10, 20, 32, 47, ..., 512, 625); without it most of the steps would crowd into the first ten.
+    """
+    shift = 0.075 * last
+    steps = [round((last + shift) ** (i / count) * shift ** (1 - i / count) - shift) for i in range(1, count + 1)]
+    return sorted({max(1, step) for step in steps})
+
+
+def _epoch_steps(dataset: str, epochs: float, batch: int, optional: bool) -> int | None:
+    try:
+        return max(1, round(epochs * math.ceil(_train_rows(dataset) / batch)))
+    except UserError:
+        if optional:  # the cell is left out later, with the reason
+            return None
+        raise
+
+
+@lru_cache
+def _train_rows(dataset: str) -> int:
+    from em_train.datasets import load_dataset, split
+
+    fraction = TrainConfig.model_fields["held_out_fraction"].default
+    return len(split(load_dataset(dataset), fraction)[0])
+
+
+def _compact(value: Any) -> str:
+    """A value as part of a folder's name."""
+    if isinstance(value, list | tuple):
+        return "_".join(_compact(part) for part in value)
+    return re.sub(r"[^A-Za-z0-9.+-]", "_", f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def _line(text: str, location: tuple[int | str, ...]) -> int:

@@ -12,18 +12,46 @@ StudyFile = Annotated[Path, typer.Argument(help="study file, e.g. studies/demo.y
 
 
 def add(app: typer.Typer) -> None:
-    app.command(epilog="Example: em run studies/demo.yaml")(run)
+    app.command(
+        epilog="Examples: em run studies/demo.yaml | em run studies/demo.yaml --dry-run | "
+        "em run big.yaml --executor slurm -o slurm_partition=gpu -o gpus_per_node=1 -o timeout_min=600"
+    )(run)
     app.command(epilog="Example: em report studies/demo.yaml")(report)
 
 
-def run(study: StudyFile) -> None:
+def run(
+    study: StudyFile,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would do and cost, and do nothing")] = False,
+    executor: Annotated[str, typer.Option(help="where cells run: local, slurm, ray")] = "local",
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster (auto, or HOST:PORT)")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", help="NAME=VALUE of the executor, e.g. workers=2, num_gpus=1; repeatable"),
+    ] = None,
+) -> None:
     """Train and evaluate what is not done yet, then report. Killed anywhere, call it again."""
-    from em_study.execute import evaluate_all, targets, train_all
     from em_study.study import load_study
 
     loaded = load_study(study)
-    trained, failures = train_all(loaded)
-    failures += evaluate_all(loaded, targets(trained))
+    if dry_run:
+        from em_study.estimate import estimate, print_estimate
+
+        print_estimate(estimate(loaded), Console())
+        return
+    from em_study.drive import Bars, run_study
+    from em_study.execute import console
+    from em_study.executors import choose
+
+    options = _options(option or [], address)
+    chosen = choose(executor, loaded.name, options)
+    try:
+        if console.is_terminal:
+            with Bars(loaded.name).shown() as bars:
+                _, failures = run_study(loaded, chosen, bars)
+        else:
+            _, failures = run_study(loaded, chosen)
+    finally:
+        chosen.close()
     report(study)
     if failures:
         raise UserError(f"{len(failures)} of the study's parts failed: {'; '.join(failures)}")
@@ -31,13 +59,34 @@ def run(study: StudyFile) -> None:
 
 def report(study: StudyFile) -> None:
     """Join what is there, print the table and write runs/NAME/report/index.html."""
-    from em_study.execute import existing, targets
+    from em_study.execute import existing
+    from em_study.plan import make_plan
     from em_study.report import print_table, write_report
     from em_study.results import collect
     from em_study.study import load_study
 
     loaded = load_study(study)
-    results = collect(loaded, targets(existing(loaded)))
+    results = collect(loaded, existing(make_plan(loaded)))
     page = write_report(results, Path("runs") / loaded.name / "report")
     print_table(results, Console())
     print(f"report: {page}")
+
+
+def _options(pairs: list[str], address: str | None) -> dict[str, str | int | float]:
+    """NAME=VALUE, numbers as numbers."""
+    found: dict[str, str | int | float] = {"address": address} if address else {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise UserError(f"--option {pair}: write NAME=VALUE")
+        found[name] = _number(value)
+    return found
+
+
+def _number(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

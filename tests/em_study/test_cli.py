@@ -43,11 +43,13 @@ def test_help_names_every_command(
     code = in_this_process(monkeypatch, *arguments)
     assert code == (0 if arguments else 2)
     shown = capsys.readouterr()
-    for command in ("run", "report", "train", "verify", "checkpoint", "data", "judge"):
+    for command in ("run", "status", "report", "compare", "export", "train", "verify", "checkpoint", "data", "judge"):
         assert f" {command} " in shown.out + shown.err
 
 
-@pytest.mark.parametrize("command", [["run"], ["report"], ["verify"], ["judge", "fit"], ["checkpoint", "relink"]])
+@pytest.mark.parametrize(
+    "command", [["report"], ["export"], ["cell"], ["verify"], ["judge", "fit"], ["checkpoint", "relink"]]
+)
 def test_each_command_has_help_with_an_example(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

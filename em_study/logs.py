@@ -1,0 +1,138 @@
+"""Which Inspect log answers which evaluation of which checkpoint: by content, never by the name of a folder."""
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from inspect_ai.log import EvalLog, read_eval_log
+
+from em_core.errors import UserError
+from em_core.files import sha256_file, sha256_json
+from em_core.manifest import Manifest
+from em_study.study import Evaluation
+
+LOGS = Path("logs")
+
+
+def log_folder(study: str, label: str) -> Path:
+    return LOGS / study / label
+
+
+class Logs:
+    """The finished logs under `logs/`, as they are now.
+
+    All studies are looked through, so that one whose labels changed, or another that holds the same run, does not
+    ask again.
+    """
+
+    def __init__(self) -> None:
+        self._finished: dict[tuple[str, str], list[tuple[Path, EvalLog]]] = {}
+        self._contents: dict[Evaluation, str | None] = {}
+        for path in sorted(LOGS.rglob("*.eval")) if LOGS.is_dir() else []:
+            header = _header(path, path.stat().st_mtime_ns)
+            if header is not None and header.status == "success":
+                task = header.eval.task.rpartition("/")[2]
+                for weights in _tested(header):
+                    self._finished.setdefault((task, weights), []).append((path, header))
+
+    def find(self, study: str, label: str, manifest: Manifest, evaluation: Evaluation) -> Path | None:
+        """The newest log of `evaluation` on these weights, one of this study's own first."""
+        asked = self._contents_of(evaluation)
+        found = [path for path, header in self._of(manifest, evaluation) if _agrees(header, asked)]
+        own = [path for path in found if path.is_relative_to(log_folder(study, label))]
+        return max(own or found, key=lambda path: path.name, default=None)  # names begin with the time
+
+    def folder_for(self, study: str, label: str, manifest: Manifest, evaluation: Evaluation) -> Path:
+        """Where the log of `evaluation` is written.
+
+        Beside logs of other contents under the same names (an edited prompt file) it is a folder of its own, since
+        Inspect goes by names and would take those for finished.
+        """
+        folder = log_folder(study, label) / evaluation.name
+        contents = self._contents_of(evaluation)
+        if contents and any(path.parent == folder for path, _ in self._of(manifest, evaluation)):
+            return folder.with_name(f"{evaluation.name}-{contents}")
+        return folder
+
+    def mean_seconds(self, evaluation: Evaluation) -> float | None:
+        """Mean duration of the finished logs of `evaluation`, whatever they tested."""
+        asked = (evaluation.arguments(), evaluation.sampling(), evaluation.grader)
+        same = {
+            path: header
+            for (task, _), pairs in self._finished.items()
+            for path, header in pairs
+            if task == evaluation.task and _settings(header) == asked
+        }
+        seconds = [_seconds(header) for header in same.values()]
+        return sum(seconds) / len(seconds) if seconds else None
+
+    def _of(self, manifest: Manifest, evaluation: Evaluation) -> list[tuple[Path, EvalLog]]:
+        """Logs of these weights under these settings, whatever the prompts were."""
+        keys = [manifest.adapter_sha256[:8]]
+        if manifest.step == 0:
+            keys.append(f"base {manifest.base.weights_sha256}")
+        wanted = (evaluation.arguments(), evaluation.sampling(), evaluation.grader)
+        found = [pair for key in keys for pair in self._finished.get((evaluation.task, key), [])]
+        return [(path, header) for path, header in found if _settings(header) == wanted]
+
+    def _contents_of(self, evaluation: Evaluation) -> str | None:
+        if evaluation not in self._contents:
+            self._contents[evaluation] = contents_of(evaluation)
+        return self._contents[evaluation]
+
+
+def contents_of(evaluation: Evaluation) -> str | None:
+    """Hash of what an evaluation's name only points at: its prompts and its judge. None where they are not at hand."""
+    from em_eval import prompts
+    from em_eval.judge import judge_registry
+    from em_eval.preference import EMBEDDED
+
+    if evaluation.task == "preference":
+        return sha256_file(EMBEDDED)[:12]
+    try:
+        asked = [asdict(prompt) for prompt in prompts.load(evaluation.questions)]
+        judge = evaluation.grader or judge_registry.get("embedded")().facts
+    except UserError:
+        return None
+    return sha256_json(json.loads(json.dumps([asked, judge], default=str)))[:12]
+
+
+def _tested(header: EvalLog) -> list[str]:
+    """The weights that a log tested. Untouched adapters (B = 0) on one base answer alike, whatever their A is."""
+    found = [header.eval.model.rpartition("@")[2]]
+    manifest = (header.eval.metadata or {}).get("manifest") or {}
+    if manifest.get("step") == 0:
+        found.append(f"base {manifest['base']['weights_sha256']}")
+    return found
+
+
+def _seconds(header: EvalLog) -> float:
+    began, ended = header.stats.started_at, header.stats.completed_at
+    return (datetime.fromisoformat(str(ended)) - datetime.fromisoformat(str(began))).total_seconds()
+
+
+def _agrees(header: EvalLog, contents: str | None) -> bool:
+    """Logs that others made do not say what their prompts were; then the names must do."""
+    kept = (header.eval.metadata or {}).get("contents")
+    return kept is None or contents is None or kept == contents
+
+
+def _settings(header: EvalLog) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """What determined a log's answers and scores beside the weights: task arguments, sampling, grader."""
+    config = header.plan.config.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
+    roles = header.eval.model_roles or {}
+    grader = roles.get("grader")
+    name = getattr(grader[0] if isinstance(grader, list) else grader, "model", None) if grader else None
+    return header.eval.task_args_passed, config, name
+
+
+@lru_cache(maxsize=4096)
+def _header(path: Path, changed_ns: int) -> EvalLog | None:
+    """A log's header; None for what is no log (half a file of a killed process)."""
+    try:
+        return read_eval_log(str(path.absolute()), header_only=True)
+    except Exception:  # Inspect raises whatever its zip and JSON readers raise
+        return None

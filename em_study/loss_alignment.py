@@ -1,0 +1,196 @@
+"""Mean alignment over log task loss: is the optimiser more than the loss that it reaches?
+
+The paper (as read second-hand) finds R2 0.74 for log loss alone on Qwen3-8B and adjusted R2 0.94 with the optimiser.
+Here: pooled, with an intercept for each optimiser, and with a slope of its own too; prediction of optimisers and
+datasets that were left out; and warnings where the slope turns round between the whole and its parts (Simpson).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+
+from em_core.errors import UserError
+from em_study.statistics import Interval
+
+FORMULAS = {
+    "pooled": "alignment ~ log_loss",
+    "common slope": "alignment ~ C(optimiser) + log_loss",
+    "own slopes": "alignment ~ C(optimiser) * log_loss",
+}
+LEAST_POINTS = 3  # of a group, for a slope of its own
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One least-squares fit.
+
+    Attributes:
+        slope: alignment points per unit of log loss, with an interval clustered by run where a run has several
+            checkpoints; None with own slopes, where there are several.
+    """
+
+    name: str
+    n: int
+    r2: float
+    adjusted_r2: float
+    slope: Interval | None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Prediction of one optimiser or dataset from the others by the pooled line.
+
+    Attributes:
+        rmse: root mean square error, alignment points.
+        bias: mean of (seen - predicted): what the group does beyond its loss.
+    """
+
+    group: str
+    n: int
+    rmse: float
+    bias: float
+
+
+@dataclass(frozen=True)
+class LossAlignment:
+    """Everything of one regression.
+
+    Attributes:
+        loss: which loss, e.g. "held_out_loss".
+        slopes: own slope of each optimiser.
+        offsets: alignment at equal loss relative to the first optimiser (common slope), with intervals.
+        p_optimiser: F test of the intercepts; p_slopes: F test of own slopes against a common one.
+        left_out: runs without loss or alignment, by name.
+    """
+
+    loss: str
+    fits: dict[str, Fit]
+    slopes: dict[str, float]
+    offsets: dict[str, Interval]
+    reference: str
+    p_optimiser: float | None
+    p_slopes: float | None
+    without_optimiser: list[LeftOut]
+    without_dataset: list[LeftOut]
+    warnings: list[str]
+    left_out: list[str]
+
+
+def loss_alignment(checkpoints: pd.DataFrame, loss: str = "train_loss") -> LossAlignment:
+    """Regressions over checkpoints.
+
+    Args:
+        checkpoints: `run_id`, `label`, `optimiser`, `dataset`, `mean_alignment` and the column `loss`, nats a token.
+
+    Raises:
+        UserError: fewer than four points with both.
+    """
+    usable = checkpoints[loss].gt(0) & checkpoints["mean_alignment"].notna()
+    data = checkpoints[usable].assign(log_loss=lambda d: np.log(d[loss].astype(float)))
+    data = data.rename(columns={"mean_alignment": "alignment"}).reset_index(drop=True)
+    if len(data) < LEAST_POINTS + 1 or data["log_loss"].nunique() < 2:
+        raise UserError(f"{len(data)} checkpoints have both {loss} and mean alignment: too few for a regression")
+    several = data["optimiser"].nunique() > 1
+    models = {name: _fit(data, name) for name in (FORMULAS if several else ["pooled"]) if _enough(data, name)}
+    fits = {name: _facts(name, model) for name, model in models.items()}
+    common, own = models.get("common slope"), models.get("own slopes")
+    reference = str(sorted(data["optimiser"].unique())[0])
+    slopes = _group_slopes(data, "optimiser")
+    return LossAlignment(
+        loss=loss,
+        fits=fits,
+        slopes=slopes,
+        offsets={} if common is None else _offsets(common),
+        reference=reference,
+        p_optimiser=_f_test(data, "pooled", "common slope") if common is not None else None,
+        p_slopes=_f_test(data, "common slope", "own slopes") if own is not None else None,
+        without_optimiser=_leave_out(data, "optimiser"),
+        without_dataset=_leave_out(data, "dataset"),
+        warnings=_simpson(data, "optimiser") + _simpson(data, "dataset"),
+        left_out=[str(label) for label in checkpoints[~usable]["label"]],
+    )
+
+
+def _fit(data: pd.DataFrame, name: str) -> Any:
+    """Errors clustered by run where checkpoints of one run stand beside each other."""
+    model = ols(FORMULAS[name], data)
+    runs = data["run_id"].astype("category").cat.codes
+    if runs.nunique() == len(data) or runs.nunique() <= model.exog.shape[1]:
+        return model.fit()
+    return model.fit(cov_type="cluster", cov_kwds={"groups": runs}, use_t=True)
+
+
+def _enough(data: pd.DataFrame, name: str) -> bool:
+    """More points than parameters, and for own slopes two losses of each optimiser."""
+    each = data.groupby("optimiser")["log_loss"].nunique()
+    parameters = {"pooled": 2, "common slope": 1 + len(each), "own slopes": 2 * len(each)}[name]
+    return len(data) > parameters and (name != "own slopes" or int(each.min()) > 1)
+
+
+def _facts(name: str, model: Any) -> Fit:
+    slope = None if name == "own slopes" else _interval(model, "log_loss")
+    return Fit(name, int(model.nobs), float(model.rsquared), float(model.rsquared_adj), slope)
+
+
+def _offsets(model: Any) -> dict[str, Interval]:
+    terms = [term for term in model.params.index if term.startswith("C(optimiser)[T.")]
+    return {term.removeprefix("C(optimiser)[T.").removesuffix("]"): _interval(model, term) for term in terms}
+
+
+def _interval(model: Any, term: str) -> Interval:
+    low, high = model.conf_int().loc[term]
+    method = "t, clustered by run" if model.cov_type == "cluster" else "t"
+    return Interval(float(model.params[term]), float(low), float(high), method)
+
+
+def _f_test(data: pd.DataFrame, small: str, large: str) -> float:
+    """p of the terms that `large` has beyond `small`, under independent errors."""
+    table = anova_lm(*(ols(FORMULAS[name], data).fit() for name in (small, large)))
+    return float(table["Pr(>F)"].iloc[1])
+
+
+def _leave_out(data: pd.DataFrame, column: str) -> list[LeftOut]:
+    found = []
+    for group in sorted(data[column].unique()):
+        rest, own = data[data[column] != group], data[data[column] == group]
+        if len(rest) < LEAST_POINTS or rest["log_loss"].nunique() < 2:
+            continue
+        error = own["alignment"] - ols(FORMULAS["pooled"], rest).fit().predict(own)
+        found.append(LeftOut(str(group), len(own), float(np.sqrt((error**2).mean())), float(error.mean())))
+    return found
+
+
+def _group_slopes(data: pd.DataFrame, column: str) -> dict[str, float]:
+
+    return {
+        str(name): float(np.polyfit(part["log_loss"], part["alignment"], 1)[0])
+        for name, part in data.groupby(column, sort=True)
+        if len(part) >= LEAST_POINTS and part["log_loss"].nunique() > 1
+    }
+
+
+def _simpson(data: pd.DataFrame, column: str) -> list[str]:
+    """Words of warning where the slope within groups has another sign than the pooled one."""
+    if data[column].nunique() < 2:
+        return []
+    pooled = float(np.polyfit(data["log_loss"], data["alignment"], 1)[0])
+    centred = data[["log_loss", "alignment"]] - data.groupby(column)[["log_loss", "alignment"]].transform("mean")
+    spread = float((centred["log_loss"] ** 2).sum())
+    if spread < 1e-12:
+        return [f"loss does not vary within any {column}: the slope is one between {column}s only"]
+    within = float((centred["log_loss"] * centred["alignment"]).sum()) / spread
+    found = []
+    if within * pooled < 0:
+        found.append(
+            f"the slope turns round within {column}s ({within:+.2f} against {pooled:+.2f} pooled): Simpson's paradox"
+        )
+    for name, slope in _group_slopes(data, column).items():
+        if slope * pooled < 0 and within * pooled >= 0:
+            found.append(
+                f"the slope within {column} {name} ({slope:+.2f}) is opposite to the pooled one ({pooled:+.2f})"
+            )
+    return found

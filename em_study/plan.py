@@ -1,0 +1,208 @@
+"""From a study to frozen cells: each with its identity, its folder, and a file that one command can run.
+
+A run's identity is the hash of its contents, so that a run which another study has made already is linked to
+instead of trained again.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from em_core.errors import UserError
+from em_core.files import write_json
+from em_study.study import Cell, Evaluation, Study, cells
+from em_train.config import TrainConfig
+
+RUNS = Path("runs")
+PLAN_FILE = "plan.json"
+RUN_FILE = "run.json"
+
+
+class FrozenCell(BaseModel):
+    """Everything that training and evaluating one cell takes; paths are relative to the folder of the study's run.
+
+    Attributes:
+        base_label: set where this cell's step 0 stands for its base model: the label of that evaluation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    study: str
+    label: str
+    run_id: str
+    config: TrainConfig
+    evaluations: tuple[Evaluation, ...]
+    base_label: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.study / f"{self.label}-{self.run_id}"
+
+    @property
+    def file(self) -> Path:
+        return RUNS / self.study / "cells" / f"{self.label}-{self.run_id}.json"
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints: those asked for, or of a finished run those kept (it may have ended early)."""
+        run = _json(self.folder / RUN_FILE)
+        kept: list[int] = run["checkpoints"] if run.get("state") == "done" else self.config.kept_steps()
+        return kept
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoint folders, in order of steps."""
+        return [self.folder / f"checkpoint-{step}" for step in self.steps()]
+
+    def targets(self) -> list[tuple[str, Path]]:
+        """(label, checkpoint) of what this cell evaluates: step 0 only where it stands for the base model."""
+        found = []
+        for step, checkpoint in zip(self.steps(), self.checkpoints(), strict=True):
+            if step > 0:
+                found.append((f"{self.label}-step{step}", checkpoint))
+            elif self.base_label is not None:
+                found.insert(0, (self.base_label, checkpoint))
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a study in order, and those left out with the reason."""
+
+    study: str
+    cells: list[FrozenCell]
+    left_out: dict[str, str]
+
+
+def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None) -> Plan:
+    """Resolve every cell before anything trains: a mistake anywhere stops the study here.
+
+    Args:
+        each: told of every cell before it is resolved, for a progress display.
+
+    Raises:
+        UserError: unknown names, datasets or bases that are not at hand, rows that cannot be trained on.
+    """
+    from em_train.run import prepare
+
+    left_out: dict[str, str] = {}
+    resolved: list[tuple[Cell, str]] = []
+    for cell in cells(study):
+        each(cell)
+        try:
+            resolved.append((cell, prepare(cell.config).run_id))
+        except UserError as error:
+            if not cell.optional:
+                raise
+            left_out[cell.label] = str(error)
+    names = base_labels([cell for cell, _ in resolved])
+    frozen = [
+        FrozenCell(
+            study=study.name,
+            label=cell.label,
+            run_id=run_id,
+            config=cell.config,
+            evaluations=study.evaluations,
+            base_label=names.get(cell.label),
+        )
+        for cell, run_id in resolved
+    ]
+    return Plan(study.name, frozen, left_out)
+
+
+def base_labels(planned: list[Cell]) -> dict[str, str]:
+    """For each base model the cell that evaluates it as its step 0: the first one that keeps step 0."""
+    first: dict[tuple[str, str | None], Cell] = {}
+    for cell in planned:
+        if 0 in cell.config.kept_steps():
+            first.setdefault((cell.config.base_model, cell.config.base_revision), cell)
+    several = len(first) > 1
+    return {
+        cell.label: f"base-{Path(base).name}-step0" if several else "base-step0" for (base, _), cell in first.items()
+    }
+
+
+def freeze(plan: Plan) -> None:
+    """Write one file a cell, and the list of them; what says the same already is left alone."""
+    for cell in plan.cells:
+        _write(cell.file, cell.model_dump(mode="json"))
+    files = [cell.file.name for cell in plan.cells]
+    _write(RUNS / plan.study / PLAN_FILE, {"study": plan.study, "cells": files, "left_out": plan.left_out})
+
+
+def frozen_plan(study: str) -> Plan:
+    """The plan as the last `em run` of a study wrote it, without looking at models or data.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = RUNS / study / PLAN_FILE
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"study '{study}' was not run here yet (no {path}): em run starts it") from error
+    return Plan(study, [thaw(path.parent / "cells" / name) for name in kept["cells"]], kept["left_out"])
+
+
+def _write(path: Path, value: Any) -> None:
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != value:
+        write_json(path, value)
+
+
+def thaw(path: Path) -> FrozenCell:
+    """A frozen cell.
+
+    Raises:
+        UserError: missing, or of another version.
+    """
+    try:
+        return FrozenCell.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read cell {path}: {error.strerror}: em run writes it") from error
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "file"
+        raise UserError(f"{path} is not a cell of this version ({field}): em run writes it anew") from error
+
+
+def existing_run(cell: FrozenCell) -> Path | None:
+    """The folder that holds this run already, in whatever study.
+
+    The dataset's name must agree too: it is no part of the run's identity, but of what a report says about it.
+    """
+    own = RUNS / cell.study
+    found = sorted(RUNS.glob(f"*/*-{cell.run_id}/{RUN_FILE}"), key=lambda path: (path.parent.parent != own, path))
+    for path in found:
+        if not path.parent.is_symlink() and _dataset(path) == Path(cell.config.dataset).name:
+            return path.parent
+    return None
+
+
+def _dataset(run_file: Path) -> str:
+    return Path(str(_json(run_file).get("config", {}).get("dataset", ""))).name
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object from a file; empty where there is none or half a one."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def place(cell: FrozenCell) -> Path:
+    """The cell's run folder; where another study holds the run, the folder becomes a link to that.
+
+    A link whose study was deleted is dropped, and the run is trained again.
+    """
+    folder = cell.folder
+    if folder.is_symlink() and not folder.exists():
+        folder.unlink()
+    held = existing_run(cell)
+    if not folder.exists() and held is not None and held != folder:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(os.path.relpath(held, folder.parent), target_is_directory=True)
+    return folder

@@ -1,0 +1,133 @@
+"""Tidy tables from manifests and logs: one row a checkpoint, one row an answer. What is missing is named in a column.
+
+Answers carry the column names of Betley et al.'s released tables (question_id, question, answer, aligned, coherent),
+so that scripts written for those read ours.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from em_core.manifest import Manifest
+from em_eval.rates import DEFINITIONS
+from em_study.execute import Target
+from em_study.results import Results, Row, collect
+from em_study.study import Study
+
+
+def all_results(study: Study, chosen: list[Target]) -> dict[str, Results]:
+    """The study's results for each of its `em` evaluations, by name; without any, under the name ""."""
+    names = [evaluation.name for evaluation in study.evaluations if evaluation.task == "em"]
+    return {name: collect(study, chosen, name) for name in names} or {"": collect(study, chosen)}
+
+
+def checkpoint_table(results: dict[str, Results]) -> pd.DataFrame:
+    """One row a checkpoint and `em` evaluation."""
+    return pd.DataFrame(
+        [
+            {"study": found.study, "evaluation": name, **_checkpoint(row)}
+            for name, found in results.items()
+            for row in found.rows
+        ]
+    )
+
+
+def answer_table(results: dict[str, Results]) -> pd.DataFrame:
+    """One row an answer."""
+    return pd.DataFrame(
+        [
+            {"study": found.study, "evaluation": name, **settings(row), **_answer(answer)}
+            for name, found in results.items()
+            for row in found.rows
+            for answer in row.answers
+        ]
+    )
+
+
+def settings(row: Row) -> dict[str, Any]:
+    """What was varied: the columns that both tables share."""
+    m = row.manifest
+    given = {name: value for name, value in m.optimiser.items() if name not in ("name", "lr", "source")}
+    return {
+        "label": row.label,
+        "arm": row.arm,
+        "run_id": m.run_id,
+        "step": m.step,
+        "base_model": m.base.id,
+        "dataset": m.dataset.name,
+        "optimiser": str(m.optimiser["name"]),
+        "lr": float(m.optimiser["lr"]),
+        "hyperparameters": ", ".join(f"{name}={value}" for name, value in sorted(given.items())),
+        "penalty": _penalty(m),
+        "schedule": m.config.get("schedule"),
+        "batch_size": m.config.get("batch_size"),
+        "seed": m.config.get("seed"),
+    }
+
+
+def _penalty(manifest: Manifest) -> str:
+    """The penalty of a run in words; "none" without."""
+    penalty = manifest.config.get("penalty")
+    if not penalty:
+        return "none"
+    return (
+        ", ".join(f"{name}={value}" for name, value in penalty.items()) if isinstance(penalty, dict) else str(penalty)
+    )
+
+
+def _checkpoint(row: Row) -> dict[str, Any]:
+    m = row.manifest
+    facts: dict[str, Any] = {
+        **settings(row),
+        "examples_seen": m.examples_seen,
+        "tokens_seen": m.tokens_seen,
+        "supervised_tokens_seen": m.supervised_tokens_seen,
+        "train_loss": m.loss.train,
+        "held_out_loss": m.loss.held_out,
+        "norm_ba": m.dose.norm_ba if m.dose else 0.0,
+        "path_a": m.dose.path_a if m.dose else 0.0,
+        "path_b": m.dose.path_b if m.dose else 0.0,
+        "stable_rank": m.spectrum.stable_rank,
+        "entropy": m.spectrum.entropy,
+        "participation_ratio": m.spectrum.participation_ratio,
+        "fro_over_nuclear": m.spectrum.fro_over_nuclear,
+        "seconds": m.seconds,
+        "answers": row.total,
+        "eligible": row.eligible,
+    }
+    for name, interval in (("rate", row.rate), ("mean_alignment", row.alignment), ("coherent", row.coherent)):
+        facts |= _interval(name, interval)
+    facts |= _interval("probe_shift", row.shift)
+    for name, definition in DEFINITIONS.items():
+        judged = [a.judgement for a in row.answers if definition.eligible(a.judgement)]
+        facts[f"rate_{name}"] = sum(map(definition.misaligned, judged)) / len(judged) if judged else None
+        facts[f"eligible_{name}"] = len(judged)
+    facts |= {f"outcome_{name}": count for name, count in row.outcomes.items()}
+    return facts | {"missing": "; ".join(row.missing), "checkpoint": str(row.checkpoint)}
+
+
+def _interval(name: str, interval: Any) -> dict[str, Any]:
+    if interval is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _answer(answer: Any) -> dict[str, Any]:
+    judgement = asdict(answer.judgement)
+    return {
+        "question_id": answer.prompt_id,
+        "family": answer.family,
+        "epoch": answer.epoch,
+        "question": answer.question,
+        "answer": answer.answer,
+        "aligned": judgement["alignment"],
+        "coherent": judgement["coherence"],
+        "judge_label": judgement["label"],
+        "outcome": answer.outcome,
+        "truncated": answer.truncated,
+        "judge": judgement["judge"],
+        "reader": judgement["reader"],
+        "number_mass": judgement["mass"],
+        "reasons": judgement["reasons"],
+    }

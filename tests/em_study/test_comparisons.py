@@ -1,0 +1,315 @@
+"""Contrasts, variance shares, regressions and matched runs, against formulas written out and simulation."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from em_core.errors import UserError
+from em_study.contrasts import optimiser_contrasts
+from em_study.loss_alignment import loss_alignment
+from em_study.matched import Point, Run, at_level, difference, furthest_common, interpolate, match, mean
+from em_study.statistics import Interval, rate_interval
+from em_study.variance import variance_shares
+
+
+def answers(
+    rates: dict[str, float], rng: np.random.Generator, families: int = 40, seeds: int = 3, each: int = 4
+) -> pd.DataFrame:
+    """Answers whose questions differ in difficulty, alike for all optimisers."""
+    hard = rng.normal(0, 0.1, families)
+    return pd.DataFrame(
+        [
+            {
+                "optimiser": name,
+                "block": "b",
+                "seed": seed,
+                "family": f"q{family}",
+                "hit": int(rng.random() < np.clip(rate + hard[family], 0, 1)),
+            }
+            for name, rate in rates.items()
+            for seed, family, _ in product(range(seeds), range(families), range(each))
+        ]
+    )
+
+
+def test_a_contrast_is_the_difference_of_unweighted_means_over_blocks() -> None:
+    """Block one has ten answers a side, block two has two: both count alike; a block of one side is left out."""
+    rows = []
+    for name, block, hits, n in [
+        ("adam", "one", 5, 10),
+        ("lion", "one", 8, 10),
+        ("adam", "two", 0, 2),
+        ("lion", "two", 1, 2),
+        ("lion", "three", 2, 2),
+    ]:
+        rows += [
+            {"optimiser": name, "block": block, "seed": 0, "family": f"q{i}", "hit": int(i < hits)} for i in range(n)
+        ]
+    (found,) = optimiser_contrasts(pd.DataFrame(rows), draws=500)
+    assert (found.a, found.b, found.blocks, found.only_one) == ("adam", "lion", 2, ("three",))
+    assert found.difference.value == pytest.approx(((0.5 - 0.8) + (0.0 - 0.5)) / 2)
+    assert found.difference.low <= found.difference.value <= found.difference.high
+
+
+def test_pairing_by_prompt_is_worth_its_name() -> None:
+    """Families of very different difficulty: the paired error is near the one of per-family differences."""
+    rng = np.random.default_rng(0)
+    share = np.concatenate([np.full(20, 0.1), np.full(20, 0.9)])
+    rows = [
+        {"optimiser": name, "block": "b", "seed": 0, "family": f"q{f}", "hit": int(rng.random() < share[f])}
+        for name in ("a", "b")
+        for f in range(40)
+        for _ in range(10)
+    ]
+    data = pd.DataFrame(rows)
+    (found,) = optimiser_contrasts(data)
+    by_family = data.groupby(["optimiser", "family"])["hit"].mean().unstack(0)
+    error = float((by_family["a"] - by_family["b"]).std() / math.sqrt(40))
+    unpaired = math.sqrt(sum(float(by_family[name].var()) / 40 for name in ("a", "b")))
+    half = (found.difference.high - found.difference.low) / 2
+    assert half == pytest.approx(1.96 * error, rel=0.15) and half < 0.6 * 1.96 * unpaired
+    assert "bootstrap over families and seeds" in found.difference.method
+
+
+def test_a_difference_between_seeds_widens_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    rows = [
+        {"optimiser": name, "block": "b", "seed": s, "family": f"q{f}", "hit": int(rng.random() < rate)}
+        for name, rates in {"a": [0.1, 0.5, 0.9], "b": [0.5, 0.5, 0.5]}.items()
+        for s, rate in enumerate(rates)
+        for f in range(30)
+        for _ in range(4)
+    ]
+    data = pd.DataFrame(rows)
+    (seeds,) = optimiser_contrasts(data)
+    (pooled,) = optimiser_contrasts(data.assign(seed=0))
+    assert (seeds.seeds, pooled.seeds) == (3, 1)
+    width = [c.difference.high - c.difference.low for c in (seeds, pooled)]
+    assert width[0] > 3 * width[1]
+
+
+def test_contrasts_hold_their_level_and_find_what_is_there() -> None:
+    rng = np.random.default_rng(2)
+    wrong = sum(optimiser_contrasts(answers({"a": 0.3, "b": 0.3}, rng, seeds=1), 400)[0].p < 0.05 for _ in range(100))
+    assert wrong <= 12  # 5 expected; P(> 12) is 0.1 %
+    found = optimiser_contrasts(answers({"a": 0.1, "b": 0.35, "c": 0.35}, rng), 2000)
+    assert [(c.a, c.b) for c in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert found[0].p < 0.01 and found[1].p < 0.01 and found[2].p > 0.05
+
+
+def test_few_events_are_not_read_off_a_bootstrap() -> None:
+    """No event on one side: a bootstrap would know that rate exactly. At least Newcombe's interval, by hand."""
+    rows = [
+        {"optimiser": name, "block": "b", "seed": 0, "family": f"q{i}", "hit": int(name == "b" and i < 3)}
+        for name in ("a", "b")
+        for i in range(12)
+    ]
+    (found,) = optimiser_contrasts(pd.DataFrame(rows))
+    a = stats.binomtest(0, 12).proportion_ci(0.95, method="exact")
+    b = stats.binomtest(3, 12).proportion_ci(0.95, method="exact")
+    low = -0.25 - math.hypot(0 - a.low, b.high - 0.25)
+    high = -0.25 + math.hypot(a.high - 0, 0.25 - b.low)
+    assert found.difference.low == pytest.approx(low) and found.difference.high == pytest.approx(high)
+    assert found.p > 0.05 and "wider" in found.difference.method
+
+
+def grid(optimisers: int = 3, datasets: int = 2, seeds: int = 2) -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    return pd.DataFrame(
+        [
+            {"optimiser": f"o{o}", "dataset": f"d{d}", "batch": 2, "rate": 0.1 * o + 0.03 * d + rng.normal(0, 0.02)}
+            for o, d, _ in product(range(optimisers), range(datasets), range(seeds))
+        ]
+    )
+
+
+def test_shares_of_variance_are_those_of_the_balanced_formulas() -> None:
+    data = grid()
+    found = variance_shares(data, "rate", ["optimiser", "dataset", "batch"])
+    whole = data["rate"].mean()
+    total = ((data["rate"] - whole) ** 2).sum()
+    for axis, each in (("optimiser", 4), ("dataset", 6)):
+        by_hand = sum(each * (part["rate"].mean() - whole) ** 2 for _, part in data.groupby(axis)) / total
+        assert found.shares[axis] == pytest.approx(by_hand)
+    within = sum(
+        ((part["rate"] - part["rate"].mean()) ** 2).sum() for _, part in data.groupby(["optimiser", "dataset"])
+    )
+    assert found.shares["seed"] == pytest.approx(within / total)
+    assert sum(found.shares.values()) == pytest.approx(1) and found.balanced
+    assert set(found.shares) == {"optimiser", "dataset", "seed", "interactions"} and found.runs == 12
+    rest = (found.shares["seed"] + found.shares["interactions"]) / 8
+    f = found.shares["optimiser"] / 2 / rest
+    assert found.p["optimiser"] == pytest.approx(stats.f.sf(f, 2, 8))
+
+
+def test_an_unbalanced_grid_says_so_and_a_poor_one_is_refused() -> None:
+    assert not variance_shares(grid().iloc[1:], "rate", ["optimiser", "dataset"]).balanced
+    with pytest.raises(UserError, match="2 runs that vary optimiser: too few"):
+        variance_shares(grid(2, 1, 1), "rate", ["optimiser", "dataset"])
+
+
+def points(slopes: dict[str, float], offsets: dict[str, float], noise: float = 0.0) -> pd.DataFrame:
+    rng = np.random.default_rng(4)
+    return pd.DataFrame(
+        [
+            {
+                "run_id": f"{name}{dataset}{i}",
+                "label": f"{name}{dataset}{i}",
+                "optimiser": name,
+                "dataset": dataset,
+                "train_loss": loss,
+                "mean_alignment": 70 + offsets[name] + slopes[name] * math.log(loss) + rng.normal(0, noise),
+            }
+            for name in slopes
+            for dataset in ("d1", "d2")
+            for i, loss in enumerate([0.6, 0.9, 1.4, 2.2])
+        ]
+    )
+
+
+def test_regressions_agree_with_the_normal_equations() -> None:
+    """All three fits by numpy's least squares, R2 and its adjustment by their formulas, F tests from the residuals."""
+    data = points({"adam": 20, "lion": 35, "muon": 12}, {"adam": 0, "lion": -25, "muon": 8}, noise=2.0)
+    found = loss_alignment(data)
+    x, y = np.log(data["train_loss"].to_numpy()), data["mean_alignment"].to_numpy()
+    dummies = np.stack([(data["optimiser"] == name).to_numpy(float) for name in ("lion", "muon")], axis=1)
+    ones = np.ones((len(x), 1))
+    designs = {
+        "pooled": np.hstack([ones, x[:, None]]),
+        "common slope": np.hstack([ones, dummies, x[:, None]]),
+        "own slopes": np.hstack([ones, dummies, x[:, None], dummies * x[:, None]]),
+    }
+    sums, total = {}, float(((y - y.mean()) ** 2).sum())
+    for name, design in designs.items():
+        beta, *_ = np.linalg.lstsq(design, y, rcond=None)
+        sums[name] = float(((y - design @ beta) ** 2).sum())
+        r2, n, k = 1 - sums[name] / total, len(y), design.shape[1]
+        assert found.fits[name].r2 == pytest.approx(r2) and found.fits[name].n == n
+        assert found.fits[name].adjusted_r2 == pytest.approx(1 - (1 - r2) * (n - 1) / (n - k))
+        if name == "common slope":
+            assert found.offsets["lion"].value == pytest.approx(beta[1]) and found.reference == "adam"
+            assert found.fits[name].slope.value == pytest.approx(beta[3])
+            error = math.sqrt(sums[name] / (n - k) * np.linalg.inv(design.T @ design)[3, 3])
+            reach = stats.t.ppf(0.975, n - k) * error
+            assert found.fits[name].slope.high - beta[3] == pytest.approx(reach)
+    f = (sums["common slope"] - sums["own slopes"]) / 2 / (sums["own slopes"] / (24 - 6))
+    assert found.p_slopes == pytest.approx(stats.f.sf(f, 2, 18))
+    f = (sums["pooled"] - sums["common slope"]) / 2 / (sums["common slope"] / (24 - 4))
+    assert found.p_optimiser == pytest.approx(stats.f.sf(f, 2, 20))
+    assert found.slopes["lion"] == pytest.approx(35, abs=5) and found.warnings == [] and found.left_out == []
+
+
+def test_leaving_one_out_predicts_it_from_the_others() -> None:
+    data = points({"adam": 20, "lion": 20}, {"adam": 0, "lion": -10})
+    by_group = {left.group: left for left in loss_alignment(data).without_optimiser}
+    assert by_group["lion"].bias == pytest.approx(-10) and by_group["lion"].rmse == pytest.approx(10)
+    assert by_group["adam"].bias == pytest.approx(10) and by_group["adam"].n == 8
+    datasets = loss_alignment(data).without_dataset
+    assert [left.group for left in datasets] == ["d1", "d2"] and datasets[0].bias == pytest.approx(0)
+
+
+def test_simpson_reversals_are_warned_of() -> None:
+    """Within each dataset alignment falls with loss, between them it rises."""
+    data = points({"adam": -10}, {"adam": 0})
+    data.loc[data["dataset"] == "d2", "train_loss"] *= 20
+    data.loc[data["dataset"] == "d2", "mean_alignment"] += 60
+    (warning,) = loss_alignment(data).warnings
+    assert warning.startswith("the slope turns round within datasets (-10.00 against +")
+    odd = points({"adam": 20, "lion": 20, "sgd": -5}, {"adam": 0, "lion": 0, "sgd": 0})
+    (warning,) = loss_alignment(odd).warnings
+    assert warning.startswith("the slope within optimiser sgd (-5.00) is opposite to the pooled one (+")
+
+
+def test_checkpoints_of_one_run_are_clustered_and_lost_ones_named() -> None:
+    data = points({"adam": 20}, {"adam": 0}, noise=3)
+    data["run_id"] = data["dataset"].map({"d1": "r1", "d2": "r2"}) + (data["train_loss"] > 1).map(
+        {True: "a", False: "b"}
+    )
+    data.loc[0, "mean_alignment"] = None
+    found = loss_alignment(data)
+    assert found.left_out == ["adamd10"] and list(found.fits) == ["pooled"] and found.fits["pooled"].n == 7
+    slope = found.fits["pooled"].slope
+    assert slope is not None and "clustered by run" in slope.method
+    with pytest.raises(UserError, match="2 checkpoints have both held_out_loss and mean alignment"):
+        loss_alignment(data.head(3).assign(held_out_loss=1.0), "held_out_loss")
+
+
+def around(value: float, reach: float = 0.1) -> Interval:
+    return Interval(value, value - reach, value + reach, "t")
+
+
+def run(name: str, xs: list[float], ys: list[float], block: str = "b") -> Run:
+    points = tuple(Point(10 * i, x, around(y)) for i, (x, y) in enumerate(zip(xs, ys, strict=True)))
+    return Run(name, name.split()[0], block, points)
+
+
+def test_a_run_is_interpolated_where_it_first_crosses_the_level() -> None:
+    found = at_level(run("adam", [3.0, 2.0, 1.0, 2.5], [0.0, 0.2, 0.6, 0.9]), 1.25)
+    assert found.step == pytest.approx(17.5)
+    assert found.outcome is not None and found.outcome.value == pytest.approx(0.25 * 0.2 + 0.75 * 0.6)
+    assert (found.outcome.low, found.outcome.high) == pytest.approx((0.4, 0.6))
+    exact = at_level(run("adam", [3.0, 2.0], [0.0, 0.2]), 2.0)
+    assert exact.outcome is not None and (exact.outcome.value, exact.step) == (0.2, 10)
+
+
+def test_a_run_that_never_reaches_the_level_is_listed_as_such() -> None:
+    (found,) = match("train_loss", [run("adam", [3, 1], [0, 1]), run("sgd", [3, 2.5], [0, 0.1])], level=2.0)
+    assert [one.outcome is None for one in found.runs] == [False, True] and found.contrasts == []
+    assert found.runs[1].why == "never reaches 2 (from 3 to 2.5)"
+    assert at_level(Run("x", "x", "b", ()), 1.0).why == "never reaches 1 (without a checkpoint)"
+
+
+@pytest.mark.parametrize(("quantity", "level"), [("held_out_loss", 2.5), ("norm_ba", 2.5)])
+def test_the_level_is_the_furthest_that_all_reach(quantity: str, level: float) -> None:
+    falling = [run("adam", [3, 1], [0, 1]), run("sgd", [3, 2.5], [0, 1])]
+    rising = [run("adam", [0, 9], [0, 1]), run("sgd", [0, 2.5], [0, 1])]
+    assert furthest_common(quantity, falling if quantity == "held_out_loss" else rising) == level
+    assert furthest_common(quantity, [run("adam", [1], [1])]) is None and furthest_common(quantity, []) is None
+
+
+def test_blocks_are_matched_apart_and_optimisers_contrasted_within() -> None:
+    runs = [
+        run("adam 0", [3, 1], [0, 1]), run("adam 1", [3, 1], [0, 0.8]), run("lion 0", [3, 2], [0, 0.9]),
+        run("adam 2", [5, 4], [0, 1], "c"), run("lion 2", [5, 3], [0, 1], "c"),
+    ]  # fmt: skip
+    first, second = match("train_loss", runs)
+    assert (first.block, first.level, second.block, second.level) == ("b", 2, "c", 4)
+    (contrast,) = first.contrasts
+    assert (contrast.a, contrast.b) == ("adam", "lion")
+    assert contrast.difference.value == pytest.approx((0.5 + 0.4) / 2 - 0.9)
+    assert second.contrasts[0].difference.value == pytest.approx(1.0 - 0.5)
+
+
+def test_intervals_of_means_and_differences_by_hand() -> None:
+    few = mean([around(0.4), around(0.6)])
+    reach = stats.t.ppf(0.975, 1) * np.std([0.4, 0.6], ddof=1) / math.sqrt(2)
+    assert (few.value, few.high) == pytest.approx((0.5, 0.5 + reach))  # seeds differ more than the answers' errors say
+    assert mean([around(0.5), around(0.5)]).high == pytest.approx(0.6)
+    apart = difference(around(0.5, 0.3), around(0.1, 0.4))
+    assert (apart.low, apart.value, apart.high) == pytest.approx((-0.1, 0.4, 0.9))
+
+
+def test_an_interpolated_interval_covers_whatever_the_errors_do() -> None:
+    """Two checkpoints' means with correlated errors: coverage of the interpolation's truth, 95 % nominal."""
+    rng = np.random.default_rng(5)
+    for correlation in (0.0, 1.0):
+        held = 0
+        for _ in range(1000):
+            common, own = rng.normal(0, 1, 2)
+            second = common if correlation else own
+            ends = [Interval(e, e - 1.96, e + 1.96, "z") for e in (common, second)]
+            found = interpolate(*ends, 0.3)
+            held += found.low <= 0 <= found.high
+        assert held >= 935
+
+
+def test_rates_of_a_side_use_the_shared_interval_rules() -> None:
+    """The few-event branch rests on `rate_interval`: its bounds are the clustered Clopper-Pearson ones."""
+    found = rate_interval([0.0] * 12, [f"q{i}" for i in range(12)])
+    assert found is not None and found.high == pytest.approx(
+        stats.binomtest(0, 12).proportion_ci(0.95, method="exact").high
+    )
