@@ -79,7 +79,7 @@ class Study(_Frozen):
     batch_size: int = Field(16, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)
     warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant"] | None = None
     max_length: int = Field(512, ge=8)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSettings = LoraSettings()
