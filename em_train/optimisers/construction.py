@@ -96,7 +96,7 @@ def _named(name: str, known: type[Hyperparameters], where: str) -> Iterator[None
         first = error.errors()[0]
         field = where + ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            names = ", ".join(known.model_fields)
+            names = ", ".join(sorted(known.model_fields, key=lambda field: field in Hyperparameters.model_fields))
             raise UserError(f"optimiser '{name}' has no hyper-parameter '{field}': it knows lr, {names}") from error
         raise UserError(f"optimiser '{name}': {field}: {first['msg']} (got {first['input']!r})") from error
 

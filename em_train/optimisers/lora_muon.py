@@ -56,12 +56,13 @@ class LoRAMuon(torch.optim.Optimizer):
     def _step_pairs(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         """One rank's modules. At B = 0 nothing moves A: S_B is zero there and so is its inverse root."""
         lr, keep = group["lr"], (1 - group["weight_decay"] * group["lr"]) ** 0.5
-        root_a = inverse_root(torch.stack([_gram(a) for a, _ in pairs]), group["damping"])
-        root_b = inverse_root(torch.stack([_gram(b.T) for _, b in pairs]), group["damping"])
+        root_a = inverse_root(torch.stack([_gram(a.float()) for a, _ in pairs]), group["damping"])
+        root_b = inverse_root(torch.stack([_gram(b.T.float()) for _, b in pairs]), group["damping"])
         momenta_a = [self._momentum(a, group["momentum"]) for a, _ in pairs]
         momenta_b = [self._momentum(b, group["momentum"]) for _, b in pairs]
-        core_a = _core(root_b, torch.stack([_gram(m) for m in momenta_a]))
-        core_b = _core(root_a, torch.stack([_gram(m.T) for m in momenta_b]))
+        # In float64: nothing damps them, and their condition is that of the momenta squared.
+        core_a = _core(root_b, torch.stack([_gram(m.double()) for m in momenta_a]))
+        core_b = _core(root_a, torch.stack([_gram(m.T.double()) for m in momenta_b]))
         for i, (a, b) in enumerate(pairs):
             a.addmm_(core_a[i].to(a.dtype), momenta_a[i], beta=keep, alpha=-lr / 2 / keep)
             b.addmm_(momenta_b[i], core_b[i].to(b.dtype), beta=keep, alpha=-lr / 2 / keep)
@@ -76,9 +77,8 @@ class LoRAMuon(torch.optim.Optimizer):
 
 
 def _gram(wide: Tensor) -> Tensor:
-    """XX' in float64, since its condition is that of X squared."""
-    wide = wide.double()
-    return wide @ wide.T
+    """XX', in float64 from here on."""
+    return (wide @ wide.T).double()
 
 
 def _core(root: Tensor, gram: Tensor) -> Tensor:

@@ -60,9 +60,9 @@ def test_resolved_values_are_what_the_optimiser_uses(name):
 @pytest.mark.parametrize(
     "name, known",
     [
-        ("muon", "lr, lr_ratio, factors, momentum, nesterov, ns_steps, eps, weight_decay, adjust_lr_fn"),
-        ("torch:adamw", "lr, lr_ratio, factors, betas, eps, weight_decay, amsgrad"),
-        ("pytorch_optimizer:lion", "lr, lr_ratio, factors, betas, weight_decay"),
+        ("muon", "lr, momentum, nesterov, ns_steps, eps, weight_decay, adjust_lr_fn, .*, lr_ratio, factors"),
+        ("torch:adamw", "lr, betas, eps, weight_decay, amsgrad, lr_ratio, factors"),
+        ("pytorch_optimizer:lion", "lr, betas, weight_decay, .*, lr_ratio, factors"),
     ],
 )
 def test_unknown_hyperparameter_lists_the_known_ones(name, known):
