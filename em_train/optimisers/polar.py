@@ -19,13 +19,13 @@ def newton_schulz(grams: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     commute, being polynomials of the first K.
     """
     a, b, c = COEFFICIENTS
-    one = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
     norm = grams.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt().clamp(min=eps)[..., None, None]
     k = grams / norm.square()
-    product = one / norm
+    product = torch.empty(0)
     for step in range(steps):
-        p = a * one + k @ (b * one + c * k)
-        product = p * (1 / norm) if step == 0 else p @ product
+        p = (k @ k).mul_(c).add_(k, alpha=b)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = p / norm if step == 0 else p @ product
         if step < steps - 1:
             k = p @ (k @ p)
     return product
