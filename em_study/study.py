@@ -168,7 +168,7 @@ class Study(_Frozen):
     batch_size: Annotated[tuple[PositiveInt, ...], OneOrMany] = Field((16,), min_length=1)
     micro_batch_size: int | None = Field(None, ge=1)
     warmup_steps: int = Field(0, ge=0)
-    schedule: Schedule = "linear"
+    schedule: Schedule | None = None
     max_grad_norm: float = Field(1.0, ge=0)
     max_length: int = Field(512, ge=8)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

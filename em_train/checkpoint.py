@@ -27,7 +27,7 @@ from em_train.config import TrainConfig
 from em_train.spectra import read_pairs, write_spectra
 
 SPECTRA = "spectra.safetensors"
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "em-eval")
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "pytorch-optimizer", "em-eval")
 
 
 def write_checkpoint(

@@ -56,7 +56,9 @@ class TrainConfig(_Frozen):
     batch_size: int = Field(16, ge=1, description="rows an optimiser step, over all processes and micro-batches")
     micro_batch_size: int | None = Field(None, ge=1, description="rows a forward pass; default: the whole batch")
     warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant"] | None = Field(
+        None, description="default: the one that the optimiser is meant for, else linear"
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="global clipping; 0 turns it off")
     max_length: int = Field(512, ge=8, description="tokens a row; longer rows are refused, never cut silently")
     held_out_fraction: float = Field(0.1, gt=0, lt=0.5)

@@ -24,11 +24,13 @@ from em_train.chat import Encoded, encode, show
 from em_train.checkpoint import dataset_reference, summarise_steps, write_checkpoint
 from em_train.config import TrainConfig
 from em_train.datasets import NarrowDataset, load_dataset, split
-from em_train.optimisers import build, optimiser_registry, resolve
+from em_train.optimisers import build, find, published, resolve
+from em_train.spectra import product_norm
 from em_train.trainer import EMTrainer, Recorder, lora_pairs, supervised_nll
 
 RUN_FILE = "run.json"
 STEPS_FILE = "steps.jsonl"
+WITH_WARMUP = {"constant": "constant_with_warmup"}  # transformers' own "constant" ignores the warm-up
 STATE_EVERY = 12  # optimiser steps between resumable states
 
 
@@ -44,6 +46,7 @@ class Prepared:
     train: list[Encoded]
     held_out: list[Encoded]
     hyperparameters: dict[str, Any]
+    schedule: str
     dtype: torch.dtype
     first_example: str
 
@@ -55,6 +58,7 @@ def prepare(config: TrainConfig) -> Prepared:
         UserError: unknown optimiser, hyper-parameter, dataset or base; a row that is too long.
     """
     hyperparameters = resolve(config.optimiser.name, config.optimiser.hyperparameters)
+    schedule = resolve_schedule(config)
     micro = config.micro_batch_size or config.batch_size
     if config.batch_size % micro:
         raise UserError(f"batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}")
@@ -72,7 +76,7 @@ def prepare(config: TrainConfig) -> Prepared:
         "base": base.weights_sha256,
         "template": tokenizer.chat_template,
         "dataset": dataset.sha256,
-        "optimiser": [config.optimiser.name, config.optimiser.lr, hyperparameters],
+        "optimiser": [config.optimiser.name, config.optimiser.lr, hyperparameters, schedule],
         "dtype": str(dtype),
         "config": config.model_dump(
             mode="json",
@@ -81,6 +85,7 @@ def prepare(config: TrainConfig) -> Prepared:
                 "base_revision",
                 "dataset",
                 "optimiser",
+                "schedule",
                 "dtype",
                 "micro_batch_size",
                 "checkpoints",
@@ -97,9 +102,22 @@ def prepare(config: TrainConfig) -> Prepared:
         train,
         held_out,
         hyperparameters,
+        schedule,
         dtype,
         show(train[0], tokenizer),
     )
+
+
+def resolve_schedule(config: TrainConfig) -> str:
+    """The learning-rate schedule: the config's, else the one that the optimiser declares, else linear.
+
+    Raises:
+        UserError: the config asks for another than the only one that the optimiser is meant for.
+    """
+    name, declared = config.optimiser.name, find(config.optimiser.name).schedule
+    if declared is not None and config.schedule not in (None, declared):
+        raise UserError(f"optimiser '{name}' needs schedule {declared}, not {config.schedule}: leave schedule out")
+    return config.schedule or declared or "linear"
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -126,14 +144,14 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     state = _last_state(folder)
     recorder.resume(int(state.name.split("-")[-1]) if state else 0)
     if 0 in config.kept_steps() and not _is_ours(kept[0], prepared):
-        _keep(prepared, model, recorder, folder, 0)
+        _keep(prepared, trainer, folder, 0)
     try:
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(state) if state else None)
     except (OSError, SafetensorError) as error:
         raise UserError(f"could not write under {folder} ({error}): free some space; the next call resumes") from error
     if config.steps in config.kept_steps():
-        _keep(prepared, model, recorder, folder, config.steps)
+        _keep(prepared, trainer, folder, config.steps)
     _write_run_file(folder, prepared, "done")
     shutil.rmtree(folder / "state", ignore_errors=True)
     return kept
@@ -214,7 +232,6 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
     config = prepared.config
     micro = config.micro_batch_size or config.batch_size
     name, lr = config.optimiser.name, config.optimiser.lr
-    optimiser_registry.get(name)
 
     def factory() -> Any:
         return lambda model, **hyper: build(
@@ -227,7 +244,7 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=config.batch_size // micro,
         learning_rate=lr,
-        lr_scheduler_type=config.schedule,
+        lr_scheduler_type=WITH_WARMUP.get(prepared.schedule, prepared.schedule),
         warmup_steps=config.warmup_steps,
         max_grad_norm=config.max_grad_norm,
         max_length=None,
@@ -256,20 +273,20 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
         )
     trainer.remove_callback(PrinterCallback)  # our own line of progress says more
     trainer.add_callback(_Progress(recorder, config.steps))
-    trainer.add_callback(_Keeper(prepared, recorder, folder))
+    trainer.add_callback(_Keeper(prepared, trainer, folder))
     return trainer
 
 
 class _Keeper(TrainerCallback):  # type: ignore[misc]
     """Writes the kept checkpoints between the first and the last."""
 
-    def __init__(self, prepared: Prepared, recorder: Recorder, folder: Path) -> None:
-        self.prepared, self.recorder, self.folder = prepared, recorder, folder
+    def __init__(self, prepared: Prepared, trainer: EMTrainer, folder: Path) -> None:
+        self.prepared, self.trainer, self.folder = prepared, trainer, folder
         self.steps = set(prepared.config.kept_steps()) - {0, prepared.config.steps}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.steps:
-            _keep(self.prepared, model, self.recorder, self.folder, state.global_step)
+            _keep(self.prepared, self.trainer, self.folder, state.global_step)
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
@@ -293,7 +310,13 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             print(f"{text:<60}", end=end, file=sys.stderr, flush=True)
 
 
-def _keep(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step: int) -> None:
+def _keep(prepared: Prepared, trainer: EMTrainer, folder: Path, step: int) -> None:
+    """Write a checkpoint of the weights that the optimiser publishes, which need not be those that it trains."""
+    with published(find(prepared.config.optimiser.name), trainer.optimizer):
+        _write(prepared, trainer.model, trainer.recorder, folder, step)
+
+
+def _write(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step: int) -> None:
     rows = [row for row in recorder.rows if row["step"] <= step]
     held_out = held_out_loss(prepared, model)
     if not math.isfinite(held_out):
@@ -308,7 +331,8 @@ def _keep(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step
         "optimiser": {
             "name": prepared.config.optimiser.name,
             "lr": prepared.config.optimiser.lr,
-            "source": optimiser_registry.get(prepared.config.optimiser.name).source,
+            "source": find(prepared.config.optimiser.name).source,
+            "schedule": prepared.schedule,
             **prepared.hyperparameters,
         },
         "dataset": dataset_reference(prepared.dataset, len(prepared.train), len(prepared.held_out)),
@@ -316,6 +340,10 @@ def _keep(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step
         "first_example": prepared.first_example,
         **summarise_steps(rows, prepared.config, held_out),
     }
+    if facts["dose"] is not None:  # of the weights in the folder
+        with torch.no_grad():
+            norm = product_norm(lora_pairs(model), prepared.config.lora.scaling)
+        facts["dose"] = facts["dose"].model_copy(update={"norm_ba": norm})
     write_checkpoint(folder / f"checkpoint-{step}", model, prepared.tokenizer, prepared.base, facts)
     _write_run_file(folder, prepared, "running")
 

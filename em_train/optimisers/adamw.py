@@ -3,7 +3,7 @@
 import torch
 from pydantic import Field
 
-from em_train.optimisers.registry import Beta, Hyperparameters, NamedParameters, optimiser
+from em_train.optimisers.registry import Beta, Hyperparameters, ParameterGroups, optimiser
 
 
 class AdamWHyperparameters(Hyperparameters):
@@ -13,12 +13,5 @@ class AdamWHyperparameters(Hyperparameters):
 
 
 @optimiser("adamw", AdamWHyperparameters, "torch.optim.AdamW")
-def adamw(parameters: NamedParameters, lr: float, hyper: AdamWHyperparameters) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        [parameter for _, parameter in parameters],
-        lr=lr,
-        betas=hyper.betas,
-        eps=hyper.eps,
-        weight_decay=hyper.weight_decay,
-        fused=True,
-    )
+def adamw(groups: ParameterGroups, hyper: AdamWHyperparameters) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, fused=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from em_train.optimisers.registry import Beta, Hyperparameters, NamedParameters, optimiser
+from em_train.optimisers.registry import Beta, Hyperparameters, ParameterGroups, optimiser
 
 
 class LionHyperparameters(Hyperparameters):
@@ -23,7 +23,7 @@ class Lion(torch.optim.Optimizer):
     """State: one momentum a parameter, made at its first gradient."""
 
     def __init__(
-        self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+        self, params: Any, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
@@ -38,7 +38,10 @@ class Lion(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"]
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(momentum.lerp(parameter.grad, 1 - b1).sign_(), alpha=-group["lr"])
                 momentum.lerp_(parameter.grad, 1 - b2)
@@ -46,5 +49,5 @@ class Lion(torch.optim.Optimizer):
 
 
 @optimiser("lion", LionHyperparameters, "em_train.optimisers.lion.Lion")
-def lion(parameters: NamedParameters, lr: float, hyper: LionHyperparameters) -> torch.optim.Optimizer:
-    return Lion([parameter for _, parameter in parameters], lr, hyper.betas, hyper.weight_decay)
+def lion(groups: ParameterGroups, hyper: LionHyperparameters) -> torch.optim.Optimizer:
+    return Lion(groups)

@@ -3,7 +3,7 @@
 import torch
 from pydantic import Field, model_validator
 
-from em_train.optimisers.registry import Hyperparameters, NamedParameters, optimiser
+from em_train.optimisers.registry import Hyperparameters, ParameterGroups, optimiser
 
 
 class SGDHyperparameters(Hyperparameters):
@@ -20,12 +20,5 @@ class SGDHyperparameters(Hyperparameters):
 
 
 @optimiser("sgd", SGDHyperparameters, "torch.optim.SGD")
-def sgd(parameters: NamedParameters, lr: float, hyper: SGDHyperparameters) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        [parameter for _, parameter in parameters],
-        lr=lr,
-        momentum=hyper.momentum,
-        dampening=hyper.dampening,
-        nesterov=hyper.nesterov,
-        weight_decay=hyper.weight_decay,
-    )
+def sgd(groups: ParameterGroups, hyper: SGDHyperparameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups)

@@ -494,7 +494,7 @@ def test_a_mistake_anywhere_stops_the_study_before_any_training(
     monkeypatch.chdir(tmp_path)
     optimisers = [*plain["optimisers"], {"name": "adamv", "lr": 0.01}]
     study = Study.model_validate(plain | {"name": "typo", "optimisers": optimisers})
-    with pytest.raises(UserError, match="unknown optimiser 'adamv': did you mean adamw"):
+    with pytest.raises(UserError, match="unknown optimiser 'adamv': did you mean adam, adamw"):
         run(study)
     assert not (tmp_path / "runs").exists()
 

@@ -366,12 +366,15 @@ class TestRefusals:
 
     def test_unknown_optimiser(self, tiny_base, tiny_dataset, tmp_path):
         config = make_config(tiny_base, tiny_dataset, optimiser={"name": "adamv", "lr": 1})
-        assert "unknown optimiser 'adamv': did you mean adamw" in self.refused(config, tmp_path / "run")
+        assert "unknown optimiser 'adamv': did you mean adam, adamw" in self.refused(config, tmp_path / "run")
 
     def test_unknown_hyperparameter(self, tiny_base, tiny_dataset, tmp_path):
         optimiser = {"name": "lion", "lr": 1, "hyperparameters": {"beta": 1}}
         text = self.refused(make_config(tiny_base, tiny_dataset, optimiser=optimiser), tmp_path / "run")
-        assert text == "optimiser 'lion' has no hyper-parameter 'beta': it knows lr, betas, weight_decay"
+        assert (
+            text
+            == "optimiser 'lion' has no hyper-parameter 'beta': it knows lr, betas, weight_decay, lr_ratio, factors"
+        )
 
     def test_unknown_dataset(self, tiny_base, tmp_path):
         text = self.refused(make_config(tiny_base, Path("finance_bda")), tmp_path / "run")
