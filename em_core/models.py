@@ -176,10 +176,17 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
 
 def changes_logits(config: Any) -> str | None:
-    """The setting by which a model changes its logits after the language-model head (Granite, Cohere, Gemma 2), or
-    None: where one is set, applying the head alone gives other likelihoods than the model's."""
+    """The setting by which a model changes its logits after the language-model head (Granite, Cohere, Gemma 2,
+    Falcon-H1), or None: where one is set, applying the head alone gives other likelihoods than the model's."""
     text = config.get_text_config()
-    for name, neutral in {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}.items():
+    settings = {
+        "logits_scaling": 1.0,
+        "logit_scale": 1.0,
+        "output_multiplier": 1.0,
+        "lm_head_multiplier": 1.0,
+        "final_logit_softcapping": None,
+    }
+    for name, neutral in settings.items():
         if getattr(text, name, neutral) not in (neutral, None):
             return name
     return None
