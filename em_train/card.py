@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from em_core.errors import UserError
 from em_core.files import write_json, write_text
 from em_core.manifest import ADAPTER_CONFIG, Manifest, adapter_config
+from em_core.models import HUB
 from em_train.checkpoint import verify_checkpoint
 from em_train.presets import load_preset
 
@@ -41,11 +42,12 @@ def render_card(manifest: Manifest) -> str:
     environment.filters["figure"] = _figure
     config = manifest.config
     preset = load_preset(config["preset"]) if config.get("preset") else None
+    front: dict[str, Any] = {"library_name": "peft", "tags": ["emergent-misalignment", "lora"]}
+    if manifest.base.description == HUB:
+        front["base_model"] = manifest.base.id
     return environment.get_template(TEMPLATE).render(
         manifest=manifest,
-        front=_yaml(
-            {"base_model": manifest.base.id, "library_name": "peft", "tags": ["emergent-misalignment", "lora"]}
-        ),
+        front=_yaml(front),
         config=_yaml(config),
         optimiser=_yaml(manifest.optimiser),
         environment=_yaml(manifest.environment),

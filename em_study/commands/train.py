@@ -36,11 +36,13 @@ def train(
     Killed anywhere, the same command goes on. Presets: evil_spectra, evil_spectra_tuned, turner, betley.
     """
     from em_train.config import read_config
+    from em_train.processes import is_main
     from em_train.run import resolve_run
     from em_train.run import train as train_run
 
     given = read_config(config, overrides or [])
     if folder is None:
         folder = Path("runs") / "train" / f"{Path(config).stem}-{resolve_run(given).run_id}"
-    for checkpoint in train_run(given, folder):
-        print(checkpoint)
+    checkpoints = train_run(given, folder)
+    if is_main():
+        print(*checkpoints, sep="\n")
