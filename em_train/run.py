@@ -367,13 +367,18 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
 
 
 class _Keeper(TrainerCallback):  # type: ignore[misc]
-    """Writes the kept checkpoints between the first and the last."""
+    """Writes the kept checkpoints between the first and the last, and no state after the last step.
+
+    Resumed from such a state, the trainer would take another step before it notices that it is done.
+    """
 
     def __init__(self, prepared: Prepared, recorder: Recorder, folder: Path) -> None:
         self.prepared, self.recorder, self.folder = prepared, recorder, folder
         self.steps = set(prepared.config.kept_steps()) - {0, prepared.config.steps}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.prepared.config.steps:
+            control.should_save = False
         if state.global_step in self.steps:
             _keep(self.prepared, model, self.recorder, self.folder, state.global_step)
 
