@@ -27,8 +27,7 @@ def verify(
     manifest = verify_checkpoint(checkpoint)
     if base:
         base_of(checkpoint)
-    norm = f"{manifest.dose.norm_ba:.4g}" if manifest.dose else "0"
-    print(f"ok: run {manifest.run_id}, step {manifest.step}, adapter {manifest.adapter_sha256[:12]}, norm of BA {norm}")
+    print(f"ok: run {manifest.run_id}, step {manifest.step}, adapter {manifest.adapter_sha256[:12]}")
 
 
 def card(
