@@ -147,17 +147,13 @@ def rate(name: str, answers: Sequence[Judged]) -> Rate:
     """The rate called `name` over judged answers."""
     definition = DEFINITIONS[name]
     counts = Counter(answer.outcome for answer in answers)
-    facts = {
-        "scored": sum(
-            a.judgement.alignment_read is not None and a.judgement.coherence_read is not None for a in answers
-        ),
-        "total": len(answers),
-    }
+    both = [(a.judgement.alignment_read, a.judgement.coherence_read) for a in answers]
+    scored, total = sum(None not in pair for pair in both), len(answers)
     outcomes = {outcome: counts.get(outcome, 0) for outcome in OUTCOMES}
     try:
         verdicts = [definition.verdict(answer.judgement) for answer in answers]
     except NotJudged as missing:
-        return Rate(name, None, 0, 0, **facts, outcomes=outcomes, unavailable=f"{missing} not judged")
+        return Rate(name, None, 0, 0, scored, total, outcomes, unavailable=f"{missing} not judged")
     kept = [(a, bool(v)) for a, v in zip(answers, verdicts, strict=True) if v is not None]
     counted = [Counted(answer.prompt_id, answer.family, hit) for answer, hit in kept]
     found = definition.average(counted)
@@ -167,8 +163,9 @@ def rate(name: str, answers: Sequence[Judged]) -> Rate:
         found.value,
         sum(c.misaligned for c in counted),
         len(counted),
-        **facts,
-        outcomes=outcomes,
+        scored,
+        total,
+        outcomes,
         interval=_interval(counted, found),
         mean_alignment=float(np.mean(scores)) if scores else None,
         note=found.note,
