@@ -24,7 +24,7 @@ from em_eval.intervals import BOOTSTRAP, rate_interval, ratio_draws, totals
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "coverage.md"
 FAMILIES = (8, 24, 91)
 RATES = (0.01, 0.05, 0.2)
-CORRELATIONS = (0.0, 0.1, 0.5)
+CORRELATIONS = (0.0, 0.1, 0.25, 0.5)
 SIZES = (4, 15)
 DRAWS = 600  # a repetition; users get 10,000, which changes an end by far less than its own error
 PEERS = 200  # repetitions in which the other intervals are computed too

@@ -12,7 +12,8 @@ DRAWS = 10_000
 # Below these a bootstrap over families is not sound. Families count if they hold a misaligned answer (and, near 1,
 # if they hold another): measured coverage falls to 92 % where 20 do.
 FEW_FAMILIES = 30
-FEW_EVENTS = 10
+SOUND_EVENTS = 20  # effective ones
+FEW_EVENTS = 10  # below, the data do not show how much answers of a family correlate
 BOOTSTRAP = "family bootstrap"
 EXACT = "Clopper-Pearson, effective n"
 
@@ -37,7 +38,7 @@ def rate_interval(
 ) -> Interval | None:
     """Share of ones among 0/1 values, clustered by family; None without values. Never of zero width.
 
-    Where 30 families bear events and there are 10 effective events: bootstrap over families, bias-corrected and
+    Where 30 families bear events and there are 20 effective events: bootstrap over families, bias-corrected and
     accelerated (Efron 1987), widened for the number of families (Hesterberg 2015, section 5.3). Otherwise
     Clopper-Pearson on the effective n (Korn & Graubard 1998), with as many degrees of freedom as families bear
     events: a percentile bootstrap covers far too little there. Coverage of both: `docs/results/coverage.md`.
@@ -59,7 +60,7 @@ def rate_interval(
     tail = (1 - level) / 2
     n = effective_n(values, families, given, correlation)
     bearing = int(min((sums > 0).sum(), (sums < sizes).sum()))
-    if bearing >= FEW_FAMILIES and n * min(share, 1 - share) >= FEW_EVENTS:
+    if bearing >= FEW_FAMILIES and n * min(share, 1 - share) >= SOUND_EVENTS:
         low, high = _bootstrap(sums, sizes, tail)
         if high > low:
             return Interval(share, low, high, BOOTSTRAP)
