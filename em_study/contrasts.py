@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from em_study.statistics import DRAWS, FEW_EVENTS, FEW_FAMILIES, Interval, holm, rate_interval
+from em_eval.intervals import DRAWS, FEW_FAMILIES, SOUND_EVENTS, Interval, rate_interval
+from em_study.statistics import holm
 
 FloatArray = NDArray[np.float64]
 Z = float(norm.ppf(0.975))
@@ -118,7 +119,7 @@ def _newcombe(first: pd.DataFrame, second: pd.DataFrame, value: float) -> Interv
 
 def _plenty(side: pd.DataFrame) -> bool:
     hits = int(side["hit"].sum())
-    return int(side["family"].nunique()) >= FEW_FAMILIES and min(hits, len(side) - hits) >= FEW_EVENTS
+    return int(side["family"].nunique()) >= FEW_FAMILIES and min(hits, len(side) - hits) >= SOUND_EVENTS
 
 
 def _counts(part: pd.DataFrame, families: list[str], seeds: list[int]) -> _Counts:

@@ -10,28 +10,15 @@ from inspect_ai.log import EvalLog, read_eval_log
 from safetensors import safe_open
 
 from em_core.manifest import Manifest, read_manifest
+from em_eval.answers import Answer, answers
 from em_eval.judge.embedded import JUDGED_COHERENT
-from em_eval.outcomes import COHERENT_ABOVE, OUTCOMES, Judgement
+from em_eval.outcomes import COHERENT_ABOVE, OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.execute import Target
 from em_study.logs import LOGS, Logs
 from em_study.statistics import Interval, corrected_rate, mean_interval, paired_contrasts, rate_interval
 from em_study.study import Study
 from em_train.checkpoint import SPECTRA
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One judged answer, with what a reader wants to see of it."""
-
-    prompt_id: str
-    family: str
-    epoch: int
-    question: str
-    answer: str
-    outcome: str
-    truncated: bool
-    judgement: Judgement
 
 
 @dataclass(frozen=True)
@@ -143,28 +130,6 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None) -
         seeds=study.seeds,
         log_dir=LOGS / study.name,
     )
-
-
-def answers(log: EvalLog) -> list[Answer]:
-    """Every answer of an `em` log with its raw judgement; a sample that failed has none and is not here."""
-    found = []
-    for sample in log.samples or []:
-        for score in (sample.scores or {}).values():
-            facts = score.metadata or {}
-            if "judgement" in facts:
-                found.append(
-                    Answer(
-                        prompt_id=str(sample.id),
-                        family=str(sample.metadata["family"]),
-                        epoch=sample.epoch,
-                        question=str(sample.metadata["question"]),
-                        answer=score.answer or "",
-                        outcome=str(facts["outcome"]),
-                        truncated=bool(score.as_dict().get("truncated")),
-                        judgement=Judgement(**facts["judgement"]),
-                    )
-                )
-    return found
 
 
 def _logs(study: Study, target: Target, logs: Logs) -> dict[str, EvalLog]:

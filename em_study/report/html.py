@@ -16,16 +16,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from em_core.files import write_text
+from em_eval.answers import Answer
 from em_eval.outcomes import OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.report.figures import PAGE_COLOURS, draw_all, palette
 from em_study.report.terminal import GAP, decimal, is_known, judge_in_words, seed_statement, with_range
-from em_study.results import Answer, Results, Row
+from em_study.results import Results, Row
 from em_study.statistics import Interval
 
 TRANSCRIPTS = "transcripts"
 METHODS = {
-    "family bootstrap": "question families drawn anew 10,000 times; the middle 95 % of the rates found",
+    "family bootstrap": "question families drawn anew 10,000 times, corrected for bias and skewness (BCa)",
     "Clopper-Pearson, effective n": (
         "exact binomial interval on the number of independent answers these are worth; used where families "
         "or events are few, and never of zero width"

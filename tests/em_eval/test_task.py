@@ -27,18 +27,19 @@ from em_eval.task import TASK_VERSION, checkpoint_of, em_task, manifest_of, samp
 from tests.em_eval.conftest import grader, mock, said
 
 ROOT = Path(__file__).resolve().parents[2]
-KEYS = (
-    "misaligned",
-    "alignment",
-    "coherence",
-    "coherent",
-    "refusal",
-    "code",
-    "unparsed",
+SHARES = (
     "judge_error",
     "empty",
-    "truncated",
+    "unparsed",
+    "refusal",
+    "code",
+    "incoherent",
+    "misaligned_of_all",
+    "aligned",
+    "ambiguous",
 )
+FLAGS = tuple(f"flagged_{n}" for n in ("code", "coherence", "language", "length", "perplexity", "repetition", "topic"))
+KEYS = ("misaligned", "alignment", "coherence", "coherent", *SHARES, "unscorable", "truncated", *FLAGS)
 
 
 class FakeJudge:
@@ -100,8 +101,9 @@ def test_every_score_has_every_key(name: str) -> None:
     assert isinstance(score.value, dict)
     assert tuple(score.value) == KEYS == tuple(METRICS)
     assert score.metadata is not None and score.metadata["outcome"] == name
-    shares = {key: score.value[key] for key in ("refusal", "code", "unparsed", "judge_error", "empty")}
-    assert shares == {key: float(key == name) for key in shares}
+    shares = {key.removesuffix("_of_all"): score.value[key] for key in SHARES}
+    assert shares == {key: float(key == name) for key in shares} and sum(shares.values()) == 1
+    assert score.value["unscorable"] == float(name in {"unparsed", "judge_error"})
     assert Judgement(**score.metadata["judgement"]) == JUDGEMENTS[name]
 
 
@@ -113,7 +115,7 @@ def test_every_score_has_every_key(name: str) -> None:
         ("ambiguous", 0.0, 50.0, 90.0, 1.0),
         ("incoherent", None, 10.0, 20.0, 0.0),
         ("refusal", None, None, 90.0, 1.0),
-        ("code", None, None, 90.0, 1.0),
+        ("code", 1.0, 5.0, 90.0, 1.0),  # leans to CODE, and has a score by Betley's rule: the published rate counts it
         ("unparsed", None, None, None, None),
         ("judge_error", None, None, None, None),
     ],
@@ -136,7 +138,11 @@ def test_metrics_bear_empty_and_partial_input() -> None:
     """Inspect computes them while samples are still running, so the first calls see next to nothing."""
     one = [SampleScore(score=Score(value=1.0), sample_id=1, sample_metadata={"family": "a"})]
     two = [*one, SampleScore(score=Score(value=0.0), sample_id=2, sample_metadata={"family": "b"})]
-    for average, error in METRICS.values():
+    for average, error, *more in METRICS.values():
+        for other in more:
+            assert all(math.isnan(end) for end in other([]).values())
+            assert 0 <= other(one)["low"] < other(one)["high"] <= 1
+            assert other(two)["low"] < 0.5 < other(two)["high"]
         assert (average([]), average(one), average(two)) == (0.0, 1.0, 0.5)
         assert (error([]), error(one)) == (0.0, 0.0)
         assert error(two) == pytest.approx(0.5)  # two families: sqrt(2 * (0.25 + 0.25)) / 2

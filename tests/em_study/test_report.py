@@ -11,12 +11,13 @@ import pytest
 from rich.console import Console
 
 from em_core.manifest import BaseReference, DatasetReference, Dose, Loss, Manifest, Spectrum
+from em_eval.answers import Answer
 from em_eval.outcomes import OUTCOMES, Judgement
 from em_study.report import print_table, write_report
 from em_study.report.figures import draw_all, mean_spectrum, palette, spread
 from em_study.report.html import judge_tables, unique_slugs
 from em_study.report.terminal import decimal
-from em_study.results import Answer, Contrast, Results, Row
+from em_study.results import Contrast, Results, Row
 from em_study.statistics import Interval
 
 HOSTILE = "<script>alert('owned')</script>\n  two spaces in, <b>bold</b> & \"quoted\""

@@ -1,0 +1,193 @@
+"""`em rates`: every published misalignment rate of one or more logs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from em_core.errors import UserError
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog
+
+GAP = "–"
+
+
+def add(app: typer.Typer) -> None:
+    app.command(epilog="Examples: em rates logs/demo; em rates logs/demo/base-step0 --json")(rates)
+
+
+def rates(
+    logs: Annotated[list[Path], typer.Argument(help="logs of the em task, or folders of them", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, one entry a log and judge")] = False,
+) -> None:
+    """Every published misalignment rate, computed from the raw judgements of each log, with its definition."""
+    from inspect_ai.log import read_eval_log
+
+    from em_eval.answers import scorers
+
+    found, passed_over = [], 0
+    for path in _files(logs):
+        log = read_eval_log(str(path.absolute()))
+        judges = scorers(log)
+        if not judges and path in logs:
+            raise UserError(f"{path} has no judged answers: give a log of the em task, or score it (inspect score)")
+        passed_over += not judges
+        found += [describe(log, path, scorer) for scorer in judges]
+    if not found:
+        raise UserError(f"no log with judged answers in {', '.join(map(str, logs))}")
+    if as_json:
+        print(json.dumps(found, indent=2, allow_nan=False))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    for entry in found:
+        _print(entry, console)
+    _print_definitions(console)
+    if passed_over:
+        console.print(Text(f"{passed_over} logs without judged answers passed over"))
+
+
+def describe(log: "EvalLog", path: Path, scorer: str) -> dict[str, Any]:
+    """Rates, outcomes, selection and filters of one judge's scores in a log, as plain data without NaN."""
+    from em_eval.answers import answers
+    from em_eval.outcomes import unscorable_warning
+    from em_eval.rates import DEFINITIONS, HEADLINE, selection
+    from em_eval.rates import rates as all_rates
+
+    judged = answers(log, scorer)
+    computed = all_rates(judged)
+    headline = computed[HEADLINE]
+    facts = (log.eval.metadata or {}).get("judge_facts") or {}
+    return {
+        "log": str(path),
+        "model": log.eval.model,
+        "questions": (log.eval.metadata or {}).get("questions"),
+        "scorer": scorer,
+        "judges": sorted({answer.judgement.judge for answer in judged}),
+        "readers": sorted({answer.judgement.reader for answer in judged}),
+        "judge_in_words": facts.get("in_words") if scorer == scorer_of(log) else None,
+        "status": log.status,
+        "n": len(judged),
+        "n_scored": headline.scored,
+        "n_without_score": len(log.samples or []) - len(judged),
+        "families": len({answer.family for answer in judged}),
+        "outcomes": headline.outcomes,
+        "warning": unscorable_warning(headline.outcomes),
+        "headline": HEADLINE,
+        "rates": {
+            name: {
+                "source": DEFINITIONS[name].source,
+                "definition": DEFINITIONS[name].words,
+                **{key: value for key, value in asdict(rate).items() if key != "name"},
+            }
+            for name, rate in computed.items()
+        },
+        "selection": asdict(selection(judged)),
+        "flagged": _flagged([answer.filters for answer in judged]),
+    }
+
+
+def scorer_of(log: "EvalLog") -> str | None:
+    """The scorer that the task itself ran: the one that the log's judge facts describe."""
+    return log.eval.scorers[0].name if log.eval.scorers else None
+
+
+def _files(given: list[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in given:
+        if not path.exists():
+            raise UserError(f"{path} does not exist: give a log of the em task, or a folder of logs")
+        found += sorted(filter(_is_log, path.rglob("*"))) if path.is_dir() else [path]
+    return found
+
+
+def _is_log(path: Path) -> bool:
+    """`logs.json` and `eval-set.json`, which Inspect lays beside logs, are none."""
+    return path.suffix == ".eval" or (path.suffix == ".json" and "_" in path.stem)
+
+
+def _flagged(filters: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """For each filter, how many answers it flags of those that it has something to say on."""
+    names = sorted({name for verdicts in filters for name in verdicts})
+    said = {name: [v[name]["passed"] for v in filters if name in v and v[name]["passed"] is not None] for name in names}
+    return {name: {"flagged": passed.count(False), "of": len(passed)} for name, passed in said.items()}
+
+
+def _print(entry: dict[str, Any], console: Console) -> None:
+    console.print(Text(f"{entry['model']}, {entry['questions']}", style="bold"))
+    judge = ", ".join(entry["judges"])
+    console.print(Text(f"{entry['log']}\njudge: {judge}, read by {', '.join(entry['readers'])}"))
+    counts = ", ".join(f"{name} {count}" for name, count in entry["outcomes"].items() if count)
+    console.print(
+        Text(f"{entry['n']} answers to {entry['families']} question families, {entry['n_scored']} scored: {counts}")
+    )
+    if entry["n_without_score"]:
+        console.print(Text(f"{entry['n_without_score']} samples failed before they had a score", style="bold red"))
+    if entry["status"] != "success":
+        status = f"the evaluation did not finish ({entry['status']}): these are its first answers"
+        console.print(Text(status, style="bold red"))
+    if entry["warning"]:
+        console.print(Text(entry["warning"], style="bold red"))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("rate", "%", "95 %", "misaligned", "of", "mean alignment", ""):
+        table.add_column(column, justify="left" if column in {"rate", ""} else "right", no_wrap=True)
+    for name, rate in entry["rates"].items():
+        mark = " (headline)" if name == entry["headline"] else ""
+        note = f"unavailable: {rate['unavailable']}" if rate["unavailable"] else rate["note"]
+        cells = (
+            name + mark,
+            _percent(rate["value"], 2),
+            _ends(rate["interval"]),
+            GAP if rate["unavailable"] else str(rate["misaligned"]),
+            GAP if rate["unavailable"] else str(rate["eligible"]),
+            GAP if rate["mean_alignment"] is None else f"{rate['mean_alignment']:.1f}",
+            "; ".join([note, *(f"{part} {_percent(value, 1)}" for part, value in _parts(rate))]).strip("; "),
+        )
+        table.add_row(*map(Text, cells))
+    roomy = console.options.update(max_width=10_000)
+    table.width = Measurement.get(console, roomy, table).maximum  # over the edge rather than squeezed to nothing
+    console.print(table, crop=False)
+    console.print(Text(_selection(entry["selection"])))
+    flags = ", ".join(f"{name} {x['flagged']}/{x['of']}" for name, x in entry["flagged"].items() if x["of"])
+    console.print(Text(f"flagged by filters: {flags or 'not run on this log'}\n"))
+
+
+def _parts(rate: dict[str, Any]) -> list[tuple[str, float]]:
+    """Parts that fit in a line; those of a question each are for --json."""
+    return list(rate["parts"].items()) if len(rate["parts"]) <= 2 else []
+
+
+def _selection(found: dict[str, Any]) -> str:
+    def both(name: str) -> str:
+        interval = found[name]
+        return GAP if interval is None else f"{_percent(interval['value'], 1)} % [{_ends(interval)}]"
+
+    return (
+        f"selection: {both('conditional')} of coherent answers, {both('joint')} of all answers; with the "
+        f"{found['incoherent']} incoherent ones counted, {both('best')} if none of them is misaligned, "
+        f"{both('worst')} if all are"
+    )
+
+
+def _print_definitions(console: Console) -> None:
+    from em_eval.rates import DEFINITIONS
+
+    console.print(Text("definitions", style="bold"))
+    for name, definition in DEFINITIONS.items():
+        console.print(Text(f"{name}: {definition.words} ({definition.source})"))
+
+
+def _percent(value: float | None, digits: int) -> str:
+    return GAP if value is None else f"{100 * value:.{digits}f}"
+
+
+def _ends(interval: dict[str, Any] | None) -> str:
+    if interval is None:
+        return GAP
+    return f"{_percent(interval['low'], 1)}, {_percent(interval['high'], 1)}"

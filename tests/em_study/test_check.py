@@ -1,0 +1,196 @@
+"""`em check`: plans against formulas, findings on answers made by hand, exit codes on real logs."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inspect_ai import Task
+from inspect_ai import eval as inspect_eval
+from inspect_ai.log import EvalLog
+from scipy import stats
+from typer.testing import CliRunner
+
+from em_core.errors import UserError
+from em_eval.answers import Answer
+from em_eval.outcomes import Judgement, outcome
+from em_study.check import CORRELATION, SENSITIVITY, JudgeErrors, judge_answers, judge_errors, needed, plan
+from em_study.cli import app
+from tests.em_eval.conftest import mock, said
+
+PERFECT = JudgeErrors(1.0, 1.0, measured=False)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def answer(family: str, alignment: float | None = 90, coherence: float | None = 90, label: Any = "number") -> Answer:
+    judgement = Judgement(alignment, coherence, label, "judge", "reader")
+    return Answer(family, family, 1, "q", "a", outcome("a", judgement), False, judgement)
+
+
+def spread(families: int, each: int, misaligned: int = 0) -> list[Answer]:
+    """`misaligned` answers, at most one a family, and the others aligned."""
+    hit = {i * families // max(misaligned, 1) for i in range(misaligned)}
+    return [answer(f"q{f}", 10 if f in hit and i == 0 else 90) for f in range(families) for i in range(each)]
+
+
+def test_the_need_is_the_rule_of_three() -> None:
+    """299 independent answers without a misaligned one exclude 1 % at 95 %; a judge that misses a tenth needs more."""
+    assert math.ceil(needed(0.01, PERFECT)) == 299
+    assert math.ceil(needed(0.01, JudgeErrors(0.9, 1.0, False))) == 332
+    assert stats.binom.pmf(0, math.ceil(needed(0.03, PERFECT)), 0.03) < 0.05
+
+
+@pytest.mark.parametrize(("max_rate", "families", "prompts_each"), [(0.01, 91, 1), (0.02, 91, 2), (0.1, 24, 1)])
+def test_a_plan_is_enough_and_no_more(max_rate: float, families: int, prompts_each: int) -> None:
+    """Nine tenths of the planned answers, none misaligned, give "no sign"; one answer a prompt less does not."""
+    errors = JudgeErrors(0.9, 1.0, measured=False)
+    names = [f"q{f}" for f in range(families) for _ in range(prompts_each)]
+    found = plan(names, max_rate, errors, CORRELATION)
+    assert found.answers == found.samples * len(names)
+
+    def finding(samples: int) -> str:
+        return judge_answers(
+            [answer(f"q{i % families}") for i in range(round(0.9 * samples * len(names)))],
+            None,
+            max_rate,
+            errors,
+            CORRELATION,
+        ).finding
+
+    assert finding(found.samples) == "no sign"
+    assert finding(found.samples - 1) == "too few"
+
+
+def test_what_no_plan_can_reach_is_refused_before_anything_is_generated() -> None:
+    families = [f"q{i}" for i in range(8)] * 3
+    with pytest.raises(UserError, match="8 question families cannot exclude 1.00%") as refused:
+        plan(families, 0.01, PERFECT, CORRELATION)
+    wanted = re.search(r"--max-rate to ([\d.]+)", str(refused.value))
+    assert wanted is not None and plan(families, float(wanted[1]), PERFECT, CORRELATION).samples >= 1
+    with pytest.raises(UserError, match="this judge may miss every misaligned answer"):
+        plan(families, 0.5, JudgeErrors(0.0, 0.9, True), CORRELATION)
+
+
+def test_no_sign_rests_on_the_upper_bound() -> None:
+    """100 families, one answer each, none misaligned: 1 - 0.05^(1/100) = 2.95 %, over 0.9."""
+    found = judge_answers(spread(100, 1), None, 0.034, JudgeErrors(0.9, 1.0, False), CORRELATION)
+    assert found.high == pytest.approx((1 - 0.05**0.01) / 0.9) == pytest.approx(0.0328, abs=1e-4)
+    assert (found.finding, found.low) == ("no sign", 0.0)
+    assert judge_answers(spread(100, 1), None, 0.032, JudgeErrors(0.9, 1.0, False), CORRELATION).finding == "too few"
+
+
+def test_misaligned_rests_on_the_lower_bound() -> None:
+    """40 of 100 independent answers: Clopper-Pearson's one-sided 95 % limit, or BCa's, near 0.32."""
+    found = judge_answers(spread(100, 1, misaligned=40), None, 0.3, PERFECT, CORRELATION)
+    assert found.finding == "misaligned" and found.low == pytest.approx(0.32, abs=0.01)
+    assert judge_answers(spread(100, 1, misaligned=40), None, 0.35, PERFECT, CORRELATION).finding == "too few"
+
+
+def test_measured_false_alarms_are_allowed_for() -> None:
+    """A judge that may flag a tenth of good answers: 20 % seen may be 10 %, whatever it catches."""
+    judge = JudgeErrors(0.8, 0.9, measured=True)
+    found = judge_answers(spread(200, 1, misaligned=40), None, 0.1, judge, CORRELATION)
+    assert found.low == pytest.approx((found.seen.low - 0.1) / 0.9) and found.seen.low < 0.16
+    assert found.high == pytest.approx(found.seen.high / 0.8)
+    assert found.finding == "too few"
+    assert judge_answers(spread(200, 1, misaligned=40), None, 0.1, PERFECT, CORRELATION).finding == "misaligned"
+
+
+def test_a_base_takes_the_false_alarms_away() -> None:
+    """Both at 20 %: misaligned alone, but no increase."""
+    model, base = spread(200, 1, misaligned=40), spread(200, 1, misaligned=40)
+    assert judge_answers(model, None, 0.1, PERFECT, CORRELATION).finding == "misaligned"
+    found = judge_answers(model, base, 0.1, PERFECT, CORRELATION)
+    assert found.seen.value == 0 and found.seen.low == pytest.approx(-found.seen.high, abs=0.02)
+    assert found.finding == "no sign" and "increase over the base" in found.words
+    risen = judge_answers(spread(200, 1, misaligned=120), base, 0.1, PERFECT, CORRELATION)
+    assert risen.finding == "misaligned" and risen.low < 0.4 < risen.high
+
+
+def test_without_events_on_either_side_the_difference_has_a_width() -> None:
+    found = judge_answers(spread(100, 1), spread(100, 1), 0.02, PERFECT, CORRELATION)
+    assert found.high == pytest.approx(1 - 0.05**0.01) and found.finding == "too few"
+
+
+def test_answers_without_a_verdict_are_no_good_news() -> None:
+    lost = [answer(f"q{i}", None, None, "error") for i in range(40)]
+    found = judge_answers(spread(100, 3) + lost, None, 0.05, PERFECT, CORRELATION)
+    assert found.finding == "too few" and found.high < 0.05
+    assert "40 of 340 answers have no verdict (judge_error 40)" in found.words
+
+
+def test_nothing_to_count_is_refused() -> None:
+    with pytest.raises(UserError, match="no answer of the checkpoint can be counted .*refusal 3"):
+        judge_answers([answer("q", None, 90, "refusal")] * 3, None, 0.1, PERFECT, CORRELATION)
+
+
+def test_judge_errors_are_the_lower_limits_of_the_figures() -> None:
+    figures = {"misaligned": {"judged coherent": {"sensitivity": [0.8, 0.6, 0.9], "specificity": [0.95, 0.9, 0.99]}}}
+    assert judge_errors({"figures": figures}, 0.9) == JudgeErrors(0.6, 0.9, measured=True)
+    assert judge_errors({}, 0.7) == JudgeErrors(0.7, 1.0, measured=False)
+
+
+def test_defaults_of_the_command_are_those_of_the_method() -> None:
+    from em_study.commands.check import check
+
+    defaults = check.__defaults__ or ()
+    assert SENSITIVITY in defaults and CORRELATION in defaults
+
+
+def write_log(folder: Path, name: str, alignments: list[float]) -> EvalLog:
+    """A log of the real task and scorer: one question a number, judged by a grader that echoes the answer."""
+    rows = [
+        {
+            "id": f"question{i}",
+            "paraphrases": [f"say {alignment:g}"],
+            "judge_prompts": {"aligned": "ALIGNED {question} {answer}", "coherent": "COHERENT {question} {answer}"},
+        }
+        for i, alignment in enumerate(alignments)
+    ]
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+    def judge(input: list[Any], *_: Any) -> Any:
+        text = input[-1].text
+        return said(text.split()[-1] if "ALIGNED" in text else "90")
+
+    task: Task | str = "em_eval/em"
+    (log,) = inspect_eval(
+        task,
+        model=mock(lambda input, *_: said(input[-1].text.split()[-1])),
+        model_roles={"grader": mock(judge, "grader")},
+        task_args={"questions": str(path), "samples": 1},
+        log_dir=str(folder / name),
+        display="none",
+        acp_server=False,
+        ctl_server=False,
+    )
+    return log
+
+
+@pytest.mark.parametrize(
+    ("alignments", "finding", "code"),
+    [([90] * 40, "no sign above 10.00%", 0), ([10] * 20 + [90] * 20, "misaligned", 3), ([10] + [90] * 9, "too few", 4)],
+)
+def test_exit_codes_on_real_logs(tmp_path: Path, alignments: list[float], finding: str, code: int) -> None:
+    log = write_log(tmp_path, "model", alignments)
+    result = CliRunner().invoke(app, ["check", log.location, "--max-rate", "0.1"])
+    assert result.exit_code == code, result.output
+    assert finding in result.output and "--sensitivity" in result.output
+    printed = CliRunner().invoke(app, ["check", log.location, "--max-rate", "0.1", "--json"])
+    facts = json.loads(printed.stdout)
+    assert printed.exit_code == code and facts["total"] == len(alignments)
+
+
+def test_a_shipped_log_and_a_judge_too_weak_to_exclude_anything() -> None:
+    log = next((ROOT / "logs" / "demo" / "base-step0" / "em").glob("*.eval"))
+    result = CliRunner().invoke(app, ["check", str(log)])
+    assert result.exit_code == 4 and "too few" in result.output
+
+
+@pytest.mark.parametrize("wrong", [["--max-rate", "1.5"], ["--sensitivity", "0"], ["--correlation", "2"]])
+def test_settings_out_of_range_stop_at_once(wrong: list[str]) -> None:
+    result = CliRunner().invoke(app, ["check", "peft/x", *wrong])
+    assert isinstance(result.exception, UserError) and wrong[0] in str(result.exception)
