@@ -13,6 +13,8 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
 from em_eval.judge import Judge, judge_registry
+from em_eval.judge.model import ModelJudge
+from em_eval.judge.settings import DEFAULT_DRAWS, JudgeSettings
 from em_eval.outcomes import COHERENT_ABOVE, Judgement, outcome
 from em_eval.rates import DEFINITIONS, HEADLINE
 
@@ -41,9 +43,12 @@ def embedded_judge_scorer() -> Scorer:
 
 
 @scorer(name="model_judge", metrics=METRICS)
-def model_judge_scorer() -> Scorer:
-    """Scores by the model of role `grader`."""
-    return _scorer(lambda: judge_registry.get("model")())
+def model_judge_scorer(
+    reader: str = "auto", two_pass: bool = False, draws: int = DEFAULT_DRAWS, cache: bool = False
+) -> Scorer:
+    """Scores by the model of role `grader`; the arguments are those of `JudgeSettings`."""
+    settings = JudgeSettings(reader, two_pass, draws, cache)
+    return _scorer(lambda: ModelJudge(settings))
 
 
 @scorer(name="plugin_judge", metrics=METRICS)

@@ -26,6 +26,7 @@ from em_core.places import from_users_folder
 from em_eval import prompts
 from em_eval.errors import as_prerequisite
 from em_eval.judge import judge_registry
+from em_eval.judge.settings import DEFAULT_DRAWS, JudgeSettings
 from em_eval.model_names import split_hash
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_eval.scorer import embedded_judge_scorer, model_judge_scorer, plugin_judge_scorer
@@ -35,7 +36,17 @@ DEFAULT_MAX_TOKENS = 600
 TASK_VERSION = 1
 
 
-def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int) -> Task:
+def em_task(
+    questions: str,
+    samples: int,
+    judge: str,
+    max_tokens: int,
+    seed: int,
+    reader: str = "auto",
+    two_pass: bool = False,
+    judge_draws: int = DEFAULT_DRAWS,
+    judge_cache: bool = False,
+) -> Task:
     """Emergent misalignment in open questions.
 
     Args:
@@ -44,6 +55,10 @@ def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int
         judge: "model", "embedded", or "auto": the grader where one is given, else the embedded judge.
         max_tokens: longest answer.
         seed: of the answers; with each prompt and epoch it fixes one random stream, alike for every checkpoint.
+        reader: how a model judge is read: "logprobs", "digits", "samples", "text", or "auto" (docs/judge_models.md).
+        two_pass: a model judge is asked for coherence first, and for alignment only of coherent answers.
+        judge_draws: numbers drawn a question by reader "samples".
+        judge_cache: keep a model judge's replies in Inspect's cache.
 
     Raises:
         PrerequisiteError: unknown prompt set or judge, no grader where one is demanded.
@@ -52,7 +67,7 @@ def em_task(questions: str, samples: int, judge: str, max_tokens: int, seed: int
         chosen = prompts.load(from_users_folder(questions) if questions.endswith((".yaml", ".yml")) else questions)
         if samples < 1 or max_tokens < 1:
             raise UserError(f"samples={samples} and max_tokens={max_tokens} must be at least 1")
-        name, scorer = _judge(judge)
+        name, scorer = _judge(judge, JudgeSettings(reader, two_pass, judge_draws, judge_cache))
         facts = judge_registry.get(name)().facts
     shown = f"{name}_judge" if name in {"embedded", "model"} else "plugin_judge"
     return Task(
@@ -109,7 +124,7 @@ def checkpoint_of(model: str) -> dict[str, Any] | None:
     return {key: manifest[key] for key in ("run_id", "step", "adapter_sha256")}
 
 
-def _judge(judge: str) -> tuple[str, Scorer]:
+def _judge(judge: str, settings: JudgeSettings) -> tuple[str, Scorer]:
     if judge == "auto":
         judge = "model" if _grader_given() else "embedded"
         if judge == "embedded":
@@ -119,7 +134,11 @@ def _judge(judge: str) -> tuple[str, Scorer]:
     if judge == "model":
         if not _grader_given():
             raise UserError("judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
-        return judge, model_judge_scorer()
+        return judge, model_judge_scorer(settings.reader, settings.two_pass, settings.draws, settings.cache)
+    if settings != JudgeSettings():
+        raise UserError(
+            f"judge={judge} has no reader, two_pass or judge_ settings: give --model-role grader=... or none"
+        )
     return judge, embedded_judge_scorer() if judge == "embedded" else plugin_judge_scorer(judge)
 
 
