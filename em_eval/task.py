@@ -136,9 +136,7 @@ def _judge(judge: str, settings: JudgeSettings) -> tuple[str, Scorer]:
             raise UserError("judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
         return judge, model_judge_scorer(settings.reader, settings.two_pass, settings.draws, settings.cache)
     if settings != JudgeSettings():
-        raise UserError(
-            f"judge={judge} has no reader, two_pass or judge_ settings: give --model-role grader=... or none"
-        )
+        raise UserError(f"reader, two_pass, judge_draws and judge_cache need --model-role grader=...: judge is {judge}")
     return judge, embedded_judge_scorer() if judge == "embedded" else plugin_judge_scorer(judge)
 
 

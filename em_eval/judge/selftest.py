@@ -52,14 +52,14 @@ async def _fitting(grader: Model, wanted: str, tokens: dict[str, float]) -> Read
     if wanted == "digits" and await _can_be_begun(grader):
         return "digits"
     if wanted == "digits":
-        right = "logprobs" if whole else "samples"
-        raise UserError(f"the reply of judge {grader} cannot be begun for it (no prefill): use -T reader={right}")
+        instead = "logprobs" if whole else "samples"
+        raise UserError(f"the reply of judge {grader} cannot be begun for it (no prefill): use -T reader={instead}")
     if whole or (whole is None and str(grader).startswith("openai/")):
         return "logprobs"
     if whole is None and wanted == "logprobs":
         logger.warning("judge %s did not say 85 when asked to: whether one token holds a number is untested", grader)
         return "logprobs"
-    right = "digits" if whole is False and await _can_be_begun(grader) else "samples"
+    right: Reader = "digits" if whole is False and await _can_be_begun(grader) else "samples"
     if wanted == "logprobs":
         raise UserError(
             f"judge {grader} writes 85 as '8' and '5', so that its first token reads as 8: use -T reader={right}"

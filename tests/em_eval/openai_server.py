@@ -90,6 +90,7 @@ def openai_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 body = json.dumps(content).encode()
             self.send_response(answer.status)
             self.send_header("Content-Type", "application/json")
+            self.send_header("x-should-retry", "false")  # the client's own retries, before Inspect's, only take time
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
