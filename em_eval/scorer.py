@@ -12,6 +12,7 @@ from inspect_ai.model import get_model
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
+from em_eval.findable import findable
 from em_eval.judge import Judge, judge_registry
 from em_eval.judge.model import ModelJudge
 from em_eval.judge.settings import DEFAULT_DRAWS, JudgeSettings
@@ -36,12 +37,14 @@ METRICS: Any = {
 }
 
 
+@findable
 @scorer(name="embedded_judge", metrics=METRICS)
 def embedded_judge_scorer() -> Scorer:
     """Scores by the embedded judge; the checkpoint under test plays no part in it."""
     return _scorer(lambda: judge_registry.get("embedded")())
 
 
+@findable
 @scorer(name="model_judge", metrics=METRICS)
 def model_judge_scorer(
     reader: str = "auto", two_pass: bool = False, draws: int = DEFAULT_DRAWS, cache: bool = False
@@ -51,6 +54,7 @@ def model_judge_scorer(
     return _scorer(lambda: ModelJudge(settings))
 
 
+@findable
 @scorer(name="plugin_judge", metrics=METRICS)
 def plugin_judge_scorer(judge: str) -> Scorer:
     """Scores by a judge of another package; its name is the scorer's argument and stands in every score."""

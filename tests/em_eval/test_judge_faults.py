@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from inspect_ai.log import EvalLog
+from inspect_ai.model import GenerateConfig, get_model
 
 from tests.em_eval.openai_server import Answer, Server, by_prompt, judge_by_openai
 
@@ -28,7 +29,7 @@ def one(log: EvalLog) -> dict[str, Any]:
         (Answer(status=500), "judge_error", "500"),
         (Answer(status=400), "judge_error", "400"),
         (Answer(status=401), "judge_error", "401"),
-        (Answer(seconds=2.5, top=FINE), "judge_error", "imed out"),
+        (Answer(seconds=2.5, top=FINE), "judge_error", "imeout"),
         (Answer(body=b"<html>Bad gateway</html>"), "judge_error", ""),
         (Answer(body=b""), "judge_error", ""),
         (Answer(body=b'{"choices": []}'), "judge_error", ""),
@@ -51,7 +52,8 @@ def test_a_fault_is_counted_under_its_own_name(
     words: str,
 ) -> None:
     openai_server.reply = by_prompt(answer, FINE)
-    log = judge_by_openai(run_eval, two_questions, max_retries=0, timeout=1)
+    judge = get_model("openai/gpt-4o", config=GenerateConfig(max_retries=0, attempt_timeout=1), memoize=False)
+    log = judge_by_openai(run_eval, two_questions, model_roles={"grader": judge})
     judgement = one(log)
     assert judgement["outcome"] == outcome
     assert words in judgement["reasons"]

@@ -36,9 +36,13 @@ def judged(log: EvalLog) -> list[dict[str, Any]]:
         (lambda _: WHOLE, "openai/gpt-4o", "logprobs"),
         (lambda _: UNCLEAR, "openai/gpt-4o", "logprobs"),  # one token is known to hold a number there
         (lambda _: SPLIT, "openai/gpt-4o", "samples"),
-        (begun_or(SPLIT, Answer(top={"5": 0.9, ".": 0.1})), "openai/qwen", "digits"),
-        (begun_or(SPLIT, Answer(top={"85": 0.6, "5": 0.4})), "openai/qwen", "samples"),  # it starts anew: not begun
-        (begun_or(SPLIT, Answer(status=400)), "openai/qwen", "samples"),
+        (begun_or(SPLIT, Answer(top={"5": 0.9, ".": 0.1})), "openai-api/local/qwen", "digits"),
+        (
+            begun_or(SPLIT, Answer(top={"85": 0.6, "5": 0.4})),
+            "openai-api/local/qwen",
+            "samples",
+        ),  # it starts anew: not begun
+        (begun_or(SPLIT, Answer(status=400)), "openai-api/local/qwen", "samples"),
         (lambda _: WHOLE, "openai-api/local/llama", "logprobs"),
         (lambda _: UNCLEAR, "openai-api/local/llama", "samples"),  # how it writes numbers is not known
         (lambda _: NO_LOGPROBS, "openai-api/local/llama", "text"),
