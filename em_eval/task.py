@@ -26,6 +26,7 @@ from em_core.places import from_users_folder
 from em_eval import prompts
 from em_eval.errors import as_prerequisite
 from em_eval.judge import judge_registry
+from em_eval.judge.model import ModelJudge
 from em_eval.judge.settings import DEFAULT_DRAWS, JudgeSettings
 from em_eval.model_names import split_hash
 from em_eval.rates import DEFINITIONS, HEADLINE
@@ -67,8 +68,9 @@ def em_task(
         chosen = prompts.load(from_users_folder(questions) if questions.endswith((".yaml", ".yml")) else questions)
         if samples < 1 or max_tokens < 1:
             raise UserError(f"samples={samples} and max_tokens={max_tokens} must be at least 1")
-        name, scorer = _judge(judge, JudgeSettings(reader, two_pass, judge_draws, judge_cache))
-        facts = judge_registry.get(name)().facts
+        settings = JudgeSettings(reader, two_pass, judge_draws, judge_cache)
+        name, scorer = _judge(judge, settings)
+        facts = ModelJudge(settings).facts if name == "model" else judge_registry.get(name)().facts
     shown = f"{name}_judge" if name in {"embedded", "model"} else "plugin_judge"
     return Task(
         dataset=MemoryDataset([_sample(prompt, max_tokens) for prompt in chosen], name=questions),

@@ -1,6 +1,7 @@
 """The model-graded judge: the Inspect model of role `grader`, asked twice, as in Betley et al."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import anyio
@@ -34,7 +35,8 @@ class ModelJudge:
         self.settings = settings or JudgeSettings()
         passes = "coherence first, alignment only of coherent answers" if self.settings.two_pass else "asked twice"
         self.facts: dict[str, Any] = {
-            "in_words": f"the model of role 'grader', {passes}, with the prompt file's templates"
+            "in_words": f"the model of role 'grader', {passes}, with the prompt file's templates",
+            "settings": asdict(self.settings),
         }
         self._readers = _Readers(self.settings.reader)
 
