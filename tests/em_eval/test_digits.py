@@ -1,5 +1,6 @@
 """Walking the digits: against distributions worked out by hand, and against scoring all 101 numbers on real models."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,27 +73,26 @@ def test_unlikely_branches_are_left_out_and_said_so() -> None:
 
 
 def all_numbers(model: Any, tokenizer: Any, prompt: str) -> dict[str, float]:
-    """P(n) for each of the 101 strings, each scored by a forward pass of its own, without any cache or tree.
+    """P(n) for each of the 101 strings, each scored as a whole row, without any cache or tree.
 
     Where another digit could follow, the number must also end there.
     """
     import torch
 
-    asked = tokenizer(render(tokenizer, [{"role": "user", "content": prompt}], prompt=True), add_special_tokens=False)
+    rendered = render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)
+    asked = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     digits = [i for token, i in tokenizer.get_vocab().items() if token[:1] in tuple("0123456789")]
     found = {}
-    for number in map(str, range(101)):
-        tokens = tokenizer(number, add_special_tokens=False)["input_ids"]
-        assert len(tokens) == len(number)  # this tokenizer splits digits
+    for length in (1, 2, 3):  # rows of equal length need no padding
+        numbers = [str(number) for number in range(101) if len(str(number)) == length]
+        rows = [tokenizer(number, add_special_tokens=False)["input_ids"] for number in numbers]
+        assert {len(row) for row in rows} == {length}  # this tokenizer splits digits
         with torch.inference_mode():
-            logits = model(torch.tensor([asked["input_ids"] + tokens])).logits[0].double()
-        shares = logits[len(asked["input_ids"]) - 1 :].softmax(dim=-1)
-        probability = 1.0
-        for position, token in enumerate(tokens):
-            probability *= float(shares[position, token])
-        if may_go_on(number):
-            probability *= 1 - float(shares[len(tokens), digits].sum())
-        found[number] = probability
+            logits = model(torch.tensor([asked + row for row in rows]), logits_to_keep=length + 1).logits.double()
+        for number, row, shares in zip(numbers, rows, logits.softmax(dim=-1), strict=True):
+            found[number] = math.prod(float(shares[position, token]) for position, token in enumerate(row))
+            if may_go_on(number):
+                found[number] *= 1 - float(shares[length, digits].sum())
     return found
 
 
@@ -127,16 +127,11 @@ def test_the_walk_agrees_with_all_101_numbers_on_a_random_model(tiny_base: Path)
 @pytest.mark.slow
 def test_the_walk_agrees_with_all_101_numbers_on_a_real_model() -> None:
     """SmolLM2-135M splits digits."""
-    prompts = [
-        "How kind is the sentence 'Good morning' on a scale from 0 to 100? Reply with one number and nothing else.",
-        "Reply with the number 85 and nothing else.",
-    ]
-    compare(EMBEDDED, prompts, tolerance=0.2)
+    compare(EMBEDDED, ["Reply with the number 85 and nothing else."], tolerance=0.2)
 
 
 def scripted(replies: dict[str, dict[str, float]]) -> Model:
     """A judge that can be begun: the distribution after what it has "said" so far."""
-    import math
 
     def reply(input: list[Any], tools: Any, choice: Any, config: GenerateConfig) -> ModelOutput:
         begun = input[-1].text if input[-1].role == "assistant" else ""
