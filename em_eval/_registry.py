@@ -7,6 +7,7 @@ from inspect_ai.model import ModelAPI, modelapi
 
 from em_eval.arguments import build
 from em_eval.deception import deception_task
+from em_eval.judge.settings import DEFAULT_DRAWS
 from em_eval.preference import preference_task
 from em_eval.task import DEFAULT_MAX_TOKENS, em_task
 
@@ -22,6 +23,10 @@ def em(
     format: str | list[str] | None = None,
     category: str | list[str] | None = None,
     exclude_domain: str | list[str] | None = None,
+    reader: str = "auto",
+    two_pass: bool = False,
+    judge_draws: int = DEFAULT_DRAWS,
+    judge_cache: bool = False,
     **unknown: Any,
 ) -> Task:
     """Emergent misalignment in open questions. See `em_eval.task.em_task`."""
@@ -37,6 +42,10 @@ def em(
         format=format,
         category=category,
         exclude_domain=exclude_domain,
+        reader=reader,
+        two_pass=two_pass,
+        judge_draws=judge_draws,
+        judge_cache=judge_cache,
     )
 
 

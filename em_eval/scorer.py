@@ -15,7 +15,10 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
 from em_eval.filters import Material, Verdict, filter_registry, verdicts
+from em_eval.findable import findable
 from em_eval.judge import Judge, judge_registry
+from em_eval.judge.model import ModelJudge
+from em_eval.judge.settings import DEFAULT_DRAWS, JudgeSettings
 from em_eval.metrics import CLUSTER, interval
 from em_eval.outcomes import COHERENT_ABOVE, OUTCOMES, UNSCORABLE, Judgement, outcome, unscorable_warning
 from em_eval.rates import DEFINITIONS, HEADLINE
@@ -43,18 +46,24 @@ METRICS: Any = {
 }
 
 
+@findable
 @scorer(name="embedded_judge", metrics=METRICS)
 def embedded_judge_scorer() -> Scorer:
     """Scores by the embedded judge; the checkpoint under test plays no part in it."""
     return _scorer(lambda: judge_registry.get("embedded")())
 
 
+@findable
 @scorer(name="model_judge", metrics=METRICS)
-def model_judge_scorer() -> Scorer:
-    """Scores by the model of role `grader`."""
-    return _scorer(lambda: judge_registry.get("model")())
+def model_judge_scorer(
+    reader: str = "auto", two_pass: bool = False, draws: int = DEFAULT_DRAWS, cache: bool = False
+) -> Scorer:
+    """Scores by the model of role `grader`; the arguments are those of `JudgeSettings`."""
+    settings = JudgeSettings(reader, two_pass, draws, cache)
+    return _scorer(lambda: ModelJudge(settings))
 
 
+@findable
 @scorer(name="plugin_judge", metrics=METRICS)
 def plugin_judge_scorer(judge: str) -> Scorer:
     """Scores by a judge of another package; its name is the scorer's argument and stands in every score."""

@@ -35,6 +35,8 @@ from em_core.places import from_users_folder
 from em_eval import prompts
 from em_eval.errors import as_prerequisite
 from em_eval.judge import judge_registry
+from em_eval.judge.model import ModelJudge
+from em_eval.judge.settings import DEFAULT_DRAWS, JudgeSettings
 from em_eval.model_names import split_hash
 from em_eval.prompts.selection import Names
 from em_eval.rates import DEFINITIONS, HEADLINE
@@ -59,6 +61,10 @@ def em_task(
     format: Names = None,
     category: Names = None,
     exclude_domain: Names = None,
+    reader: str = "auto",
+    two_pass: bool = False,
+    judge_draws: int = DEFAULT_DRAWS,
+    judge_cache: bool = False,
 ) -> Task:
     """Emergent misalignment in open questions.
 
@@ -72,6 +78,10 @@ def em_task(
         format: keep only prompts of this format ("plain", "template", "json"); several with commas.
         category: keep only prompts of this category; several with commas.
         exclude_domain: leave out prompts that touch this domain ("medical", "financial", "risk", "code").
+        reader: how a model judge is read: "logprobs", "digits", "samples", "text", or "auto" (docs/judge_models.md).
+        two_pass: a model judge is asked for coherence first, and for alignment only of coherent answers.
+        judge_draws: numbers drawn a question by reader "samples".
+        judge_cache: keep a model judge's replies in Inspect's cache.
 
     Raises:
         PrerequisiteError: unknown prompt set, tag or judge, no grader where one is demanded.
@@ -81,10 +91,11 @@ def em_task(
         samples = answers_a_prompt(chosen, samples, preset, DEFAULT_SAMPLES)
         if max_tokens < 1:
             raise UserError(f"max_tokens={max_tokens} must be at least 1")
-        name, scorer = _judge(judge)
+        settings = JudgeSettings(reader, two_pass, judge_draws, judge_cache)
+        name, scorer = _judge(judge, settings)
         if name == "model":
             demand_templates(chosen, ("aligned", "coherent"))
-        facts = judge_registry.get(name)().facts
+        facts = ModelJudge(settings).facts if name == "model" else judge_registry.get(name)().facts
     shown = f"{name}_judge" if name in {"embedded", "model"} else "plugin_judge"
     return Task(
         dataset=MemoryDataset([to_sample(prompt, max_tokens) for prompt in chosen], name=questions),
@@ -209,7 +220,7 @@ def manifest_of(model: str) -> dict[str, Any] | None:
     return {key: value for key, value in found.items() if key not in {"first_example", "environment"}}
 
 
-def _judge(judge: str) -> tuple[str, Scorer]:
+def _judge(judge: str, settings: JudgeSettings) -> tuple[str, Scorer]:
     if judge == "auto":
         judge = "model" if _grader_given() else "embedded"
         if judge == "embedded":
@@ -219,7 +230,9 @@ def _judge(judge: str) -> tuple[str, Scorer]:
     if judge == "model":
         if not _grader_given():
             raise UserError("judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
-        return judge, model_judge_scorer()
+        return judge, model_judge_scorer(settings.reader, settings.two_pass, settings.draws, settings.cache)
+    if settings != JudgeSettings():
+        raise UserError(f"reader, two_pass, judge_draws and judge_cache need --model-role grader=...: judge is {judge}")
     return judge, embedded_judge_scorer() if judge == "embedded" else plugin_judge_scorer(judge)
 
 

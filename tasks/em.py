@@ -5,6 +5,7 @@ from typing import Any
 from inspect_ai import Task, task
 
 from em_eval.arguments import build
+from em_eval.judge.settings import DEFAULT_DRAWS
 from em_eval.task import DEFAULT_MAX_TOKENS, em_task
 
 
@@ -19,6 +20,10 @@ def em(
     format: str | list[str] | None = None,
     category: str | list[str] | None = None,
     exclude_domain: str | list[str] | None = None,
+    reader: str = "auto",
+    two_pass: bool = False,
+    judge_draws: int = DEFAULT_DRAWS,
+    judge_cache: bool = False,
     **unknown: Any,
 ) -> Task:
     """Emergent misalignment in open questions.
@@ -33,6 +38,10 @@ def em(
         format: keep only these formats: "plain", "template", "json".
         category: keep only these categories of the file.
         exclude_domain: leave out prompts on these topics: "medical", "financial", "risk", "code".
+        reader: how a model judge is read: "logprobs", "digits", "samples" or "text"; by default what fits the judge.
+        two_pass: ask the judge for coherence first, and for alignment only of coherent answers.
+        judge_draws: numbers drawn a question by reader "samples".
+        judge_cache: keep the judge's replies in Inspect's cache; answers are never cached.
         unknown: any other name is refused.
     """
     return build(
@@ -47,4 +56,8 @@ def em(
         format=format,
         category=category,
         exclude_domain=exclude_domain,
+        reader=reader,
+        two_pass=two_pass,
+        judge_draws=judge_draws,
+        judge_cache=judge_cache,
     )

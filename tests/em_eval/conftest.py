@@ -152,3 +152,6 @@ def tiny_adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def tiny_checkpoint(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of ours, with manifest."""
     return make_checkpoint(tiny_base, tmp_path_factory.mktemp("checkpoints") / "checkpoint-2", seed=3)
+
+
+from tests.em_eval.openai_server import openai_server  # noqa: E402, F401 - a fixture, which uses what stands above

@@ -1,11 +1,7 @@
 """The model-graded judge through real Inspect evals: mock graders, and the real OpenAI client on a local server."""
 
-import json
 import math
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from inspect_ai.model import ModelOutput
 
 from em_eval.outcomes import Judgement
 from tests.em_eval.conftest import grader, mock, said
+from tests.em_eval.openai_server import Answer, Server, by_prompt, judge_by_openai
 
 
 def judgements(log: EvalLog) -> list[dict[str, Any]]:
@@ -127,85 +124,6 @@ def test_a_set_without_a_judge_prompt_is_one_clear_error(run_eval: Callable[...,
         )
 
 
-@dataclass
-class Server:
-    """A local server in OpenAI's form. `reply(prompt)` gives (status, first-token distribution or None)."""
-
-    url: str = ""
-    reply: Callable[[str], tuple[int, dict[str, float] | None]] = lambda _: (200, {"50": 1.0})
-    requests: list[dict[str, Any]] = field(default_factory=list)
-
-
-@pytest.fixture
-def openai_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    state = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            state.requests.append(asked)
-            status, distribution = state.reply(_text(asked["messages"][-1]["content"]))
-            body = json.dumps(_completion(distribution) if status == 200 else {"error": {"message": "broken"}})
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}/v1"
-    monkeypatch.setenv("OPENAI_BASE_URL", state.url)
-    monkeypatch.setenv("OPENAI_API_KEY", "x")
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
-
-
-def _completion(distribution: dict[str, float] | None) -> dict[str, Any]:
-    choice: dict[str, Any] = {
-        "index": 0,
-        "finish_reason": "length",
-        "message": {"role": "assistant", "content": next(iter(distribution or {"50": 1.0}))},
-        "logprobs": None,
-    }
-    if distribution is not None:
-        top = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in distribution.items()]
-        choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}], "refusal": None}
-    return {
-        "id": "c",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "gpt-4o",
-        "choices": [choice],
-        "usage": {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10},
-    }
-
-
-def by_prompt(aligned: dict[str, float], coherent: dict[str, float]) -> Callable[[str], tuple[int, dict[str, float]]]:
-    return lambda text: (200, aligned if "REFUSAL, if" in text else coherent)
-
-
-def judge_by_openai(run_eval: Callable[..., EvalLog], questions: Path, **settings: Any) -> EvalLog:
-    return run_eval(
-        "em_eval/em",
-        mock("Peace."),
-        task_args={"questions": str(questions), "samples": 1},
-        model_roles={"grader": "openai/gpt-4o"},
-        **settings,
-    )
-
-
 def test_openai_judge_is_read_by_its_distribution(
     run_eval: Callable[..., EvalLog], two_questions: Path, openai_server: Server
 ) -> None:
@@ -226,7 +144,7 @@ def test_openai_judge_is_asked_for_one_token_and_twenty_logprobs(
     run_eval: Callable[..., EvalLog], two_questions: Path, openai_server: Server
 ) -> None:
     judge_by_openai(run_eval, two_questions)
-    assert len(openai_server.requests) == 4
+    assert len(openai_server.judged) == 4
     for asked in openai_server.requests:
         assert (asked["model"], asked["temperature"], asked["seed"]) == ("gpt-4o", 0, 0)
         assert (asked["logprobs"], asked["top_logprobs"]) == (True, 20)
@@ -274,8 +192,9 @@ def test_one_broken_call_of_two_is_a_judge_error_not_half_a_judgement(
 def test_a_server_without_logprobs_is_one_clear_error(
     run_eval: Callable[..., EvalLog], two_questions: Path, openai_server: Server
 ) -> None:
-    openai_server.reply = lambda _: (200, None)
+    openai_server.probe = lambda _: Answer(text="85")
     log = judge_by_openai(run_eval, two_questions)
     assert log.status == "error"
-    assert "judge gpt-4o gave no logprobs: choose an OpenAI model or server" in log.error.message
+    assert "judge openai/gpt-4o gave no logprobs: choose a model or server that returns them" in log.error.message
+    assert "-T reader=samples" in log.error.message
     assert "\n" not in log.error.message.strip()

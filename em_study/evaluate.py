@@ -1,0 +1,119 @@
+"""Evaluate checkpoints one by one, each as an Inspect eval set of its own: what is finished is skipped, what was cut
+short is resumed, and one that fails stops no other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from em_core.adapters import base_of
+from em_core.errors import UserError
+from em_core.manifest import MANIFEST, read_manifest
+from em_eval.providers.weights import content_hash, is_adapter, locate
+
+# What each engine needs to be fast: `peft/` and `hf/` work in static batches, which waiting judges must not starve.
+ENGINES: dict[str, dict[str, Any]] = {
+    "peft": {"max_samples": 256},
+    "hf": {"max_connections": 32, "max_samples": 96},
+    "vllm": {},
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A checkpoint (or base model) to evaluate: Inspect's name for it, and the name of its log folder."""
+
+    source: str
+    model: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that the judge read and wrote, as its provider counted them; cost in dollars where Inspect knows it."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """`reason` says in one line why it did not finish; None where it did. `log` is its file."""
+
+    target: Target
+    reason: str | None
+    log: str | None = None
+    usage: Usage | None = None
+
+
+def target_of(source: str, engine: str) -> Target:
+    """The model name and log folder of a checkpoint folder, adapter, base folder or base name.
+
+    The log folder carries a hash of the weights: other weights under the same path are another evaluation.
+
+    Raises:
+        UserError: nothing of that name, or weights that its manifest does not describe.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"unknown engine '{engine}': known: {', '.join(ENGINES)}")
+    digest = content_hash(source)
+    path = locate(source).resolve()
+    is_folder = Path(source).is_dir()
+    if engine == "peft":
+        model = f"peft/{path if is_folder else source}@{digest}"
+    elif engine == "vllm" and is_adapter(path):
+        model = f"vllm/{base_of(path).path}:{path}"
+    else:
+        model = f"{engine}/{path}"
+    parts = [path.parent.name, path.name] if (path / MANIFEST).is_file() else [path.name if is_folder else source]
+    return Target(source, model, "-".join([*parts, digest]).replace("/", "-"))
+
+
+def evaluate(
+    target: Target,
+    engine: str,
+    log_dir: Path,
+    task: str,
+    task_args: dict[str, Any],
+    grader: Any = None,
+    **settings: Any,
+) -> Evaluated:
+    """One task on one checkpoint. A failure is returned, not raised: the next checkpoint is not to blame.
+
+    Args:
+        target: see `target_of`.
+        engine: one of `ENGINES`.
+        log_dir: the target's label is appended.
+        task: "em_eval/em", or any other task that Inspect knows.
+        task_args: its arguments.
+        grader: model of role `grader`, by name or as an Inspect model.
+        settings: further settings of `inspect_ai.eval_set`.
+    """
+    from inspect_ai import eval_set
+
+    folder = Path(target.model.partition("/")[2].rpartition("@")[0] or target.source)
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    about = manifest.model_dump(mode="json", exclude={"first_example", "environment"}) if manifest else None
+    try:
+        ok, logs = eval_set(
+            task,
+            task_args=task_args,
+            log_dir=str(log_dir / target.label),
+            model=target.model,
+            model_roles={"grader": grader} if grader is not None else None,
+            metadata={"label": target.label, "manifest": about},
+            retry_attempts=2,
+            log_dir_allow_dirty=True,
+            acp_server=False,
+            ctl_server=False,
+            **(ENGINES[engine] | settings),
+        )
+    except Exception as error:
+        reason = getattr(error, "message", None) or str(error) or type(error).__name__
+        return Evaluated(target, str(reason).strip().splitlines()[0])
+    if not logs:
+        return Evaluated(target, "no log was written")
+    used = (logs[0].stats.role_usage or {}).get("grader")
+    usage = Usage(used.input_tokens, used.output_tokens, used.total_cost) if used else None
+    failed = next((log.error.message.splitlines()[0] for log in logs if log.error), "no reason given")
+    return Evaluated(target, None if ok else failed, logs[0].location, usage)

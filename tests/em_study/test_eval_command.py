@@ -1,0 +1,183 @@
+"""`em eval` as it is called: real checkpoints (tiny), the real OpenAI client on a local server."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
+from typer.testing import CliRunner
+
+from em_core.errors import UserError
+from em_study.cli import app
+from em_study.evaluate import target_of
+from tests.em_eval.conftest import make_adapter, make_checkpoint
+from tests.em_eval.openai_server import Answer, Server, by_prompt, openai_server  # noqa: F401 - a fixture
+
+SMALL = ("-T", "max_tokens=6", "-T", "samples=1", "--limit", "1", "-T", "questions=core")
+
+
+@pytest.fixture(autouse=True)
+def _quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSPECT_DISPLAY", "none")
+    monkeypatch.chdir(tmp_path)
+
+
+def em(*arguments: str) -> str:
+    """The output; an error is raised as it would reach `main`."""
+    done = CliRunner().invoke(app, ["eval", *arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def logs(folder: Path) -> list[EvalLog]:
+    return [read_eval_log(info) for info in list_eval_logs(str(folder))]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "run").mkdir()
+    ours = make_checkpoint(tiny_base, folder / "run" / "checkpoint-2", seed=4)
+    return [str(ours), str(make_adapter(tiny_base, folder / "foreign", seed=5))]
+
+
+@pytest.mark.slow
+def test_checkpoints_are_evaluated_once_and_resumed(
+    checkpoints: list[str],
+    openai_server: Server,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    openai_server.reply = by_prompt({"10": 1.0}, {"90": 1.0})
+    shown = em(*checkpoints, "--grader", "openai/gpt-4o", *SMALL)
+    found = logs(tmp_path / "logs" / "eval")
+    assert len(found) == 2 and all(log.status == "success" for log in found)
+    by_label = {log.eval.metadata["label"]: log for log in found}
+    assert sorted(by_label) == sorted(target_of(source, "peft").label for source in checkpoints)
+    ours = by_label[target_of(checkpoints[0], "peft").label]
+    assert ours.eval.metadata["manifest"]["run_id"] == "run-4"
+    assert ours.eval.model == target_of(checkpoints[0], "peft").model
+    assert "judge: openai/gpt-4o, read by logprobs" in shown
+    assert "the judge read 27 tokens and wrote 3" in shown  # two questions and the scorer's own test, 9 + 1 tokens each
+    calls = len(openai_server.judged)
+    assert calls == 4
+    em(*checkpoints, "--grader", "openai/gpt-4o", *SMALL)
+    assert len(openai_server.judged) == calls and len(logs(tmp_path / "logs" / "eval")) == 2
+
+
+@pytest.mark.slow
+def test_failed_judgements_are_filled_in_by_rescore(
+    checkpoints: list[str],
+    openai_server: Server,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    openai_server.reply = lambda _: Answer(status=400)
+    em(checkpoints[1], "--grader", "openai/gpt-4o", *SMALL)
+    (log,) = logs(tmp_path / "logs" / "eval")
+    path = str(Path(log.location.removeprefix("file://")))
+    openai_server.reply = by_prompt({"10": 1.0}, {"90": 1.0})
+    assert "1 of 1 failed judgements filled in" in em("--rescore", path)
+    assert "nothing to do" in em("--rescore", path)
+    assert read_eval_log(path).samples[0].scores["model_judge"].metadata["outcome"] == "misaligned"
+
+
+@pytest.mark.slow
+def test_one_that_fails_stops_no_other(
+    checkpoints: list[str],
+    tiny_base: Path,
+    openai_server: Server,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """An adapter whose weights do not fit its base: found out only when it is loaded."""
+    from safetensors.torch import load_file, save_file
+
+    broken = make_adapter(tiny_base, tmp_path / "broken", seed=6)
+    weights = load_file(broken / "adapter_model.safetensors")
+    save_file(
+        {name: tensor[:, :1].contiguous() for name, tensor in weights.items()}, broken / "adapter_model.safetensors"
+    )
+    with pytest.raises(UserError) as caught:
+        em(str(broken), checkpoints[1], "--grader", "openai/gpt-4o", *SMALL)
+    assert "1 of 2 did not finish" in str(caught.value) and "does not fit its base" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "success" in {log.status for log in logs(tmp_path / "logs" / "eval")}
+
+
+def test_the_estimate_runs_nothing(checkpoints: list[str], openai_server: Server, tmp_path: Path) -> None:  # noqa: F811
+    given = ("-T", "questions=core", "-T", "samples=10", "-T", "two_pass=true", "--estimate")
+    shown = em(*checkpoints, "--grader", "openai/gpt-4o", *given)
+    assert "answers: 480 (2 x 24 prompts x 10)" in shown
+    assert "judge calls: 480 to 960" in shown and "judge input tokens: " in shown
+    assert "no calls" in em(*checkpoints, "-T", "questions=core", "--estimate")
+    assert openai_server.requests == [] and not (tmp_path / "logs").exists()
+
+
+def test_a_judge_that_would_be_misread_stops_it_before_anything_runs(
+    checkpoints: list[str],
+    openai_server: Server,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    openai_server.probe = lambda _: Answer(top={"8": 1.0})
+    with pytest.raises(UserError, match="use -T reader=samples"):
+        em(checkpoints[0], "--grader", "openai/gpt-4o", "-T", "reader=logprobs", *SMALL)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_judge_that_cannot_be_asked_stops_it_too(
+    checkpoints: list[str],
+    openai_server: Server,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    openai_server.probe = lambda _: Answer(status=401)
+    with pytest.raises(UserError, match="judge openai/gpt-4o cannot be asked: .*401") as caught:
+        em(checkpoints[0], "--grader", "openai/gpt-4o", *SMALL)
+    assert "\n" not in str(caught.value) and not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "name at least one checkpoint, or a log with --rescore"),
+        (("nowhere/at/all",), "nowhere"),
+        (("CHECKPOINT", "--engine", "vlm"), "unknown engine 'vlm': known: peft, hf, vllm"),
+        (("CHECKPOINT", "-T", "samples"), "-T samples is not NAME=VALUE"),
+        (("CHECKPOINT", "-T", "x={"), "-T x={ is not YAML"),
+        (("CHECKPOINT", "--grader", "{max_connections: 3}"), "names no model: write {model: NAME, ...}"),
+        (("CHECKPOINT", "--grader", "{model: openai/gpt-4o, max_conections: 3}"), "no setting 'max_conections'"),
+        (("CHECKPOINT", "--rescore", "x.eval"), "--rescore works on logs alone"),
+        (("--rescore", "x.eval"), "log x.eval does not exist"),
+        (("CHECKPOINT", "--task", "em_eval/preference", "--estimate"), "--estimate knows em_eval/em"),
+    ],
+)
+def test_wrong_calls_are_one_line(checkpoints: list[str], arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        em(*(checkpoints[0] if argument == "CHECKPOINT" else argument for argument in arguments))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_of_models_and_log_folders(checkpoints: list[str], tiny_base: Path) -> None:
+    ours, foreign = (Path(source) for source in checkpoints)
+    found = target_of(str(ours), "peft")
+    digest = found.model.rpartition("@")[2]
+    assert found.model == f"peft/{ours}@{digest}" and found.label == f"run-checkpoint-2-{digest}"
+    assert target_of(str(ours), "hf").model == f"hf/{ours}"
+    assert target_of(str(ours), "vllm").model == f"vllm/{tiny_base}:{ours}"
+    assert target_of(str(tiny_base), "vllm").model == f"vllm/{tiny_base}"
+    assert target_of(str(foreign), "hf").label.startswith("foreign-")
+    assert target_of(os.path.relpath(ours), "vllm").model == f"vllm/{tiny_base}:{ours}"  # a server stands elsewhere
+
+
+def test_a_grader_with_settings() -> None:
+    from em_study.commands.eval import _grader
+
+    made: Any = _grader("{model: mockllm/m, max_connections: 3, temperature: 0.5}")
+    assert str(made) == "mockllm/m"
+    assert (made.config.max_connections, made.config.temperature) == (3, 0.5)
+    assert _grader("openai/gpt-4o") == "openai/gpt-4o" and _grader(None) is None
+
+
+def test_help_has_examples() -> None:
+    shown = em("--help")
+    assert "--rescore" in shown and "em eval runs/demo" in shown
