@@ -72,7 +72,7 @@ def train_all(study: Study) -> tuple[list[Trained], list[str]]:
 
 def existing(study: Study) -> list[Trained]:
     """The cells that have checkpoints already, finished or not, without training anything."""
-    from em_train.run import prepare
+    from em_train.run import RUN_FILE, checkpoints, prepare
 
     found = []
     for cell in cells(study):
@@ -82,7 +82,7 @@ def existing(study: Study) -> list[Trained]:
             if cell.optional:
                 continue
             raise
-        kept = [folder / f"checkpoint-{step}" for step in cell.config.kept_steps()]
+        kept = checkpoints(folder) if (folder / RUN_FILE).is_file() else []
         kept = [checkpoint for checkpoint in kept if (checkpoint / MANIFEST).is_file()]
         if kept:
             found.append(Trained(cell, folder, kept))

@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator
 
 from em_core.errors import UserError
-from em_train.config import LoraSettings, OptimiserConfig, TrainConfig, parse_config
+from em_core.files import sha256_json
+from em_train.config import LoraSettings, OptimiserConfig, PenaltyConfig, TrainConfig, parse_config
 
 
 class _Frozen(BaseModel):
@@ -73,6 +74,7 @@ class Study(_Frozen):
     base_revision: str | None = None
     datasets: tuple[str, ...] = Field(min_length=1)
     optimisers: tuple[OptimiserAxis, ...] = Field(min_length=1)
+    penalties: tuple[PenaltyConfig | None, ...] = Field((None,), min_length=1, description="null: no penalty")
     arms: tuple[Arm, ...] = ()
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     steps: int = Field(34, ge=1)
@@ -136,8 +138,9 @@ def cells(study: Study) -> Iterator[Cell]:
     for dataset in study.datasets:
         for axis in study.optimisers:
             for lr in axis.lr:
-                for seed in study.seeds:
-                    yield _cell(study, dataset, axis, lr, seed)
+                for penalty in study.penalties:
+                    for seed in study.seeds:
+                        yield _cell(study, dataset, axis, lr, seed, penalty=penalty)
     axes = {axis.name: axis for axis in study.optimisers}
     for arm in study.arms:
         if arm.optimiser not in axes:
@@ -150,13 +153,22 @@ def cells(study: Study) -> Iterator[Cell]:
             yield _cell(study, arm.dataset, axis, axis.lr[0], seed, arm.optional)
 
 
-def _cell(study: Study, dataset: str, axis: OptimiserAxis, lr: float, seed: int, optional: bool = False) -> Cell:
+def _cell(
+    study: Study,
+    dataset: str,
+    axis: OptimiserAxis,
+    lr: float,
+    seed: int,
+    optional: bool = False,
+    penalty: PenaltyConfig | None = None,
+) -> Cell:
     given = {
         "base_model": study.base_model,
         "base_revision": study.base_revision,
         "dataset": dataset,
         "optimiser": OptimiserConfig(name=axis.name, lr=lr, hyperparameters=axis.hyperparameters),
         "lora": study.lora,
+        "penalty": penalty,
         "steps": study.steps,
         "batch_size": study.batch_size,
         "micro_batch_size": study.micro_batch_size,
@@ -170,7 +182,14 @@ def _cell(study: Study, dataset: str, axis: OptimiserAxis, lr: float, seed: int,
     }
     config = parse_config(given, f"study '{study.name}'")
     name = Path(dataset).stem if dataset.endswith(".jsonl") else dataset
-    return Cell(f"{name}-{axis.name}-lr{lr:g}-seed{seed}", config, optional)
+    return Cell(f"{name}-{axis.name}-lr{lr:g}{_penalty_label(penalty)}-seed{seed}", config, optional)
+
+
+def _penalty_label(penalty: PenaltyConfig | None) -> str:
+    if penalty is None:
+        return ""
+    settings = f"-{sha256_json(penalty.hyperparameters)[:4]}" if penalty.hyperparameters else ""
+    return f"-{penalty.name}{penalty.strength:g}{settings}"
 
 
 def _line(text: str, location: tuple[int | str, ...]) -> int:

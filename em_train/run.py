@@ -25,6 +25,9 @@ from em_train.checkpoint import dataset_reference, summarise_steps, write_checkp
 from em_train.config import TrainConfig
 from em_train.datasets import NarrowDataset, load_dataset, split
 from em_train.optimisers import build, optimiser_registry, resolve
+from em_train.penalties import AppliedPenalty
+from em_train.penalties import resolve as resolve_penalty
+from em_train.penalties.application import StopByRule, summary
 from em_train.trainer import EMTrainer, Recorder, lora_pairs, supervised_nll
 
 RUN_FILE = "run.json"
@@ -46,6 +49,7 @@ class Prepared:
     hyperparameters: dict[str, Any]
     dtype: torch.dtype
     first_example: str
+    penalty: dict[str, Any] | None  # resolved
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -55,6 +59,7 @@ def prepare(config: TrainConfig) -> Prepared:
         UserError: unknown optimiser, hyper-parameter, dataset or base; a row that is too long.
     """
     hyperparameters = resolve(config.optimiser.name, config.optimiser.hyperparameters)
+    penalty = resolve_penalty(config)
     micro = config.micro_batch_size or config.batch_size
     if config.batch_size % micro:
         raise UserError(f"batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}")
@@ -81,13 +86,14 @@ def prepare(config: TrainConfig) -> Prepared:
                 "base_revision",
                 "dataset",
                 "optimiser",
+                "penalty",
                 "dtype",
                 "micro_batch_size",
                 "checkpoints",
             },
         ),
         "checkpoints": config.kept_steps(),
-    }
+    } | ({"penalty": penalty} if penalty else {})
     return Prepared(
         config,
         sha256_json(identity)[:12],
@@ -99,6 +105,7 @@ def prepare(config: TrainConfig) -> Prepared:
         hyperparameters,
         dtype,
         show(train[0], tokenizer),
+        penalty,
     )
 
 
@@ -119,17 +126,18 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     belongs to another configuration is refused.
     """
     prepared = prepare(config)
-    kept = [folder / f"checkpoint-{step}" for step in config.kept_steps()]
-    if finished(folder, prepared.run_id) and all(_is_ours(path, prepared) for path in kept):
-        return kept
+    if finished(folder, prepared.run_id):
+        kept = checkpoints(folder)
+        if all(_is_ours(path, prepared) for path in kept):
+            return kept
     _claim(folder, prepared)
     set_seed(config.seed)
     model = _model(prepared)
-    recorder = Recorder(folder / STEPS_FILE, lora_pairs(model), config.lora.scaling)
+    recorder = Recorder(folder / STEPS_FILE, lora_pairs(model, config.lora.scaling), config.lora.scaling)
     trainer = _trainer(prepared, model, folder, recorder)
     state = _last_state(folder)
     recorder.resume(int(state.name.split("-")[-1]) if state else 0)
-    if 0 in config.kept_steps() and not _is_ours(kept[0], prepared):
+    if 0 in config.kept_steps() and not _is_ours(folder / "checkpoint-0", prepared):
         _keep(prepared, model, recorder, folder, 0)
     try:
         with quiet_transformers():
@@ -137,10 +145,16 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"could not write under {folder} ({error}): free some space; the next call resumes") from error
     if config.steps in config.kept_steps():
-        _keep(prepared, model, recorder, folder, config.steps)
+        _keep(prepared, model, recorder, folder, trainer.state.global_step)  # a stopping rule may have ended it
     _write_run_file(folder, prepared, "done")
     shutil.rmtree(folder / "state", ignore_errors=True)
-    return kept
+    return checkpoints(folder)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders that run.json lists, in order of steps: fewer than asked for where a run ended early."""
+    run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    return [folder / f"checkpoint-{step}" for step in run["checkpoints"]]
 
 
 def finished(folder: Path, run_id: str) -> bool:
@@ -232,6 +246,7 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
             name, [(n, p) for n, p in model.named_parameters() if p.requires_grad], lr, hyper
         )
 
+    penalty = AppliedPenalty(prepared.penalty, recorder.pairs) if prepared.penalty else None
     arguments = SFTConfig(
         output_dir=str(folder / "state"),
         max_steps=config.steps,
@@ -264,7 +279,10 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
             processing_class=prepared.tokenizer,
             optimizer_cls_and_kwargs=(factory, prepared.hyperparameters),
             recorder=recorder,
+            penalty=penalty,
         )
+    if penalty is not None:
+        trainer.add_callback(StopByRule(penalty, lambda: recorder.rows))
     trainer.remove_callback(PrinterCallback)  # our own line of progress says more
     trainer.add_callback(_Progress(recorder, config.steps))
     trainer.add_callback(_Keeper(prepared, recorder, folder))
@@ -322,6 +340,7 @@ def _keep(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step
             "source": optimiser_registry.get(prepared.config.optimiser.name).source,
             **prepared.hyperparameters,
         },
+        "penalty": summary(prepared.penalty, rows),
         "dataset": dataset_reference(prepared.dataset, len(prepared.train), len(prepared.held_out)),
         "lora": {**prepared.config.lora.model_dump(mode="json"), "scaling": prepared.config.lora.scaling},
         "first_example": prepared.first_example,
@@ -353,7 +372,8 @@ def _is_ours(checkpoint: Path, prepared: Prepared) -> bool:
 
 
 def _write_run_file(folder: Path, prepared: Prepared, state: str) -> None:
-    steps = [step for step in prepared.config.kept_steps() if _is_ours(folder / f"checkpoint-{step}", prepared)]
+    written = [path for path in folder.glob("checkpoint-*") if _is_ours(path, prepared)]
+    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in written)
     config = prepared.config.model_dump(mode="json")
     write_json(
         folder / RUN_FILE,
