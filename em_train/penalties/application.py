@@ -40,7 +40,8 @@ class AppliedPenalty:
     def ramp(self, step: int) -> float:
         """Share of the strength that acts at `step`, counted from 1."""
         begun = step - self.hyperparameters.start_step + 1
-        return min(1.0, max(0.0, begun / max(self.hyperparameters.ramp_steps, 1)))
+        share: float = begun / max(self.hyperparameters.ramp_steps, 1)
+        return min(1.0, max(0.0, share))
 
     def after_backward(
         self, accelerator: Accelerator, model: Any, batch: dict[str, Tensor], tokens: Tensor | int | None, step: int

@@ -43,7 +43,9 @@ def mean_over_modules(function: Flatness, modules: Sequence[LoraPair], gate: flo
     if not loud:
         return None, silent
     factors = [factor for place in loud for factor in (modules[place].a, modules[place].b)]
-    value: Tensor = _Mean.apply(function, grams_a[loud], grams_b[loud], *factors)
+    value: Tensor = _Mean.apply(  # type: ignore[no-untyped-call]
+        function, grams_a[loud], grams_b[loud], *factors
+    )
     return value, silent
 
 
@@ -77,7 +79,8 @@ class _Mean(torch.autograd.Function):
 def _gram(factor: Tensor) -> Tensor:
     """X'X of a (d, r) factor in float64: the square of its condition number stays within what Cholesky can take."""
     wide = factor.detach().double()
-    return wide.mT @ wide
+    gram: Tensor = wide.mT @ wide
+    return gram
 
 
 def _cholesky(grams: Tensor) -> Tensor:

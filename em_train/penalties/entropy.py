@@ -12,4 +12,5 @@ from em_train.penalties.registry import of_spectrum
 def entropy(sigma: Tensor) -> Tensor:
     """ln r - H(p) with p = sigma / sum sigma: 0 where the spectrum is flat, ln r at rank one."""
     p = sigma / sigma.sum(-1, keepdim=True)
-    return math.log(sigma.shape[-1]) + xlogy(p, p).sum(-1)
+    gap: Tensor = xlogy(p, p).sum(-1) + math.log(sigma.shape[-1])
+    return gap

@@ -26,7 +26,5 @@ def weight_decay(seen: Seen, hyper: WeightDecayHyperparameters) -> Term:
     if hyper.of == "factors":
         squares = [pair.a.square().sum() + pair.b.square().sum() for pair in seen.modules]
     else:
-        squares = [
-            pair.scaling**2 * ((pair.b.mT @ pair.b) * (pair.a @ pair.a.mT)).sum() for pair in seen.modules
-        ]
+        squares = [pair.scaling**2 * ((pair.b.mT @ pair.b) * (pair.a @ pair.a.mT)).sum() for pair in seen.modules]
     return Term(torch.stack(squares).mean() / 2)

@@ -120,7 +120,9 @@ class TestForms:
         pairs = modules(4)
         mix = torch.randn(RANK, RANK, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
         turned = [
-            LoraPair(p.name, (torch.linalg.inv(mix) @ p.a).detach().requires_grad_(), (p.b @ mix).detach().requires_grad_())
+            LoraPair(
+                p.name, (torch.linalg.inv(mix) @ p.a).detach().requires_grad_(), (p.b @ mix).detach().requires_grad_()
+            )
             for p in pairs
         ]
         one, two = term_of(name, pairs).loss, term_of(name, turned).loss
@@ -155,7 +157,10 @@ class TestForms:
 
     def test_float32_factors_have_the_float64_gradient(self, name):
         pairs = modules(8, torch.float32, decay=0.7)
-        wide = [LoraPair(p.name, p.a.detach().double().requires_grad_(), p.b.detach().double().requires_grad_()) for p in pairs]
+        wide = [
+            LoraPair(p.name, p.a.detach().double().requires_grad_(), p.b.detach().double().requires_grad_())
+            for p in pairs
+        ]
         found = gradients(term_of(name, pairs).loss, pairs)
         assert {gradient.dtype for gradient in found} == {torch.float32}
         for one, two in zip(found, gradients(term_of(name, wide).loss, wide), strict=True):
