@@ -44,8 +44,8 @@ def show(
     Values are of BA itself; the adapter's scale s multiplies them in the model. What is undefined (B = 0, an
     infinite condition number) is left out of the means and counted.
     """
-    from em_train.spectra import read_spectra
     from em_train.spectra import as_json as to_json
+    from em_train.spectra import read_spectra
 
     spectra = read_spectra(path, "paper" if paper else "exact")
     if plot is not None:

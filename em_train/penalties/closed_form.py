@@ -85,7 +85,8 @@ def _gram(factor: Tensor) -> Tensor:
 
 def _cholesky(grams: Tensor) -> Tensor:
     ridge = RIDGE * _traces(grams)[:, None, None] * torch.eye(grams.shape[-1], device=grams.device, dtype=grams.dtype)
-    return torch.linalg.cholesky(grams + ridge)
+    factors: Tensor = torch.linalg.cholesky(grams + ridge)
+    return factors
 
 
 def _traces(grams: Tensor) -> Tensor:

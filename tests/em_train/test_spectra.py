@@ -102,8 +102,8 @@ def test_scale_of_a_factor_scales_the_values_and_no_measure():
     a, b = factors(7)
     one, two = singular_values(a, b), singular_values(a, b * 1e-6)
     np.testing.assert_allclose(two.numpy(), one.numpy() * 1e-6, rtol=1e-6)
-    for name, measure in MEASURES.items():
-        assert measure(two) == pytest.approx(measure(one), rel=1e-6), name
+    for name, flatness in MEASURES.items():
+        assert flatness(two) == pytest.approx(flatness(one), rel=1e-6), name
 
 
 def test_zero_b_has_no_spectrum():
@@ -297,7 +297,7 @@ class TestPapersWay:
         assert all(one.resolved for one in spectra_of(pairs))
 
     def test_shows_the_spectrum_of_a_where_b_is_tiny(self):
-        """L is 1e-4 I then: sigma_i = 1e-4 sigma_i(A), whatever B is. Our exact values are B's, and the flag says so."""
+        """L is 1e-4 I then: sigma_i = 1e-4 sigma_i(A), whatever B is. Our exact values are BA's."""
         a, b = factors()
         b = b * torch.logspace(0, -2, RANK) * 1e-9
         pair = LoraPair("m", a, b)
