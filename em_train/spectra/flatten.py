@@ -93,6 +93,7 @@ def _write_manifest(source: Path, draft: Path, amount: float, spectrum: Spectrum
             "loss": Loss(train=None, window=0, held_out=None),
             "spectrum": spectrum,
             "adapter_sha256": sha256_file(draft / ADAPTER),
+            "files_sha256": {name: sha256_file(draft / name) for name in old.files_sha256},
             "post_processing": done,
         }
     )

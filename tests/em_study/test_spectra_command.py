@@ -13,9 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from em_core.manifest import verify
 from em_study import cli
 from em_train import train
+from em_train.checkpoint import verify_checkpoint
 from em_train.spectra import MEASURES, flatten_pair, read_spectra
 from tests.em_train.runs import make_config
 
@@ -163,10 +163,10 @@ class TestFlatten:
 
     def test_our_checkpoint_stays_one_of_ours(self, tiny_base, tiny_dataset, tmp_path, monkeypatch):
         source = train(make_config(tiny_base, tiny_dataset, steps=2), tmp_path / "run")[-1]
-        old = verify(source)
+        old = verify_checkpoint(source)
         target = tmp_path / "flat"
         assert em(monkeypatch, "spectra", "flatten", str(source), str(target), "--amount", "1") == 0
-        new = verify(target)
+        new = verify_checkpoint(target)
         assert new.post_processing == {
             "name": "flatten",
             "amount": 1.0,

@@ -1,4 +1,4 @@
-"""Runs that are interrupted, and then go on as if nothing had happened."""
+"""Runs that are interrupted or killed, and then go on as if nothing had happened."""
 
 import json
 import os
@@ -14,14 +14,8 @@ import pytest
 import em_train.run as run_module
 from em_core.manifest import read_manifest, verify
 from em_train import TrainConfig, train
+from em_train.optimisers import optimiser_registry
 from tests.em_train.runs import adapter_bytes, comparable_manifest, make_config, read_steps
-
-OPTIMISERS = {
-    "adamw": {"name": "adamw", "lr": 1e-2},
-    "lion": {"name": "lion", "lr": 1e-3},
-    "sgd": {"name": "sgd", "lr": 0.1},
-    "muon": {"name": "muon", "lr": 2e-3, "hyperparameters": {"adjust_lr_fn": "match_rms_adamw"}},
-}
 
 
 def interrupt_at(patch: pytest.MonkeyPatch, step: int) -> None:
@@ -55,10 +49,88 @@ def same(one: Path, two: Path, steps: tuple[int, ...]) -> None:
         verify(left)
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
-def test_interrupted_run_ends_with_the_same_bytes(tiny_base, tiny_dataset, tmp_path, optimiser):
+# In a process of its own: torch is loaded once, and every run is forked from there, for each optimiser one that is
+# left alone and one that is killed at a random moment and called again.
+SIGKILLS = """
+import json, os, random, shutil, signal, sys, time, traceback
+from pathlib import Path
+import em_train.run as run
+from em_train import TrainConfig, train
+from em_train.optimisers import optimiser_registry
+
+run.STATE_EVERY = 3
+config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+folder = Path(sys.argv[2])
+
+def start(settings, place):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        train(TrainConfig.model_validate(settings), place)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+def finish(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def kill_after(child, steps, place):
+    written = place / "steps.jsonl"
+    while not written.is_file() or written.read_bytes().count(b"\\n") < steps:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return 0
+        time.sleep(0.001)
+    time.sleep(random.random() * 0.02)
+    os.kill(child, signal.SIGKILL)
+    return finish(child)
+
+for name in optimiser_registry.names():
+    settings = config | {"optimiser": {"name": name, "lr": 1e-3}}
+    assert finish(start(settings, folder / name / "whole")) == 0, name
+    for attempt in range(5):  # on a busy machine the run may be over before the signal comes
+        shutil.rmtree(folder / name / "cut", ignore_errors=True)
+        code = kill_after(start(settings, folder / name / "cut"), random.randint(1, 6), folder / name / "cut")
+        if code == -signal.SIGKILL:
+            break
+    assert code == -signal.SIGKILL, name
+    shutil.copytree(folder / name / "cut", folder / name / "left")
+    assert finish(start(settings, folder / name / "cut")) == 0, name
+"""
+
+
+@pytest.fixture(scope="module")
+def sigkilled(tiny_base, tiny_dataset, tmp_path_factory) -> Path:
+    """36 rows, eight a step: the runs end in their second epoch."""
+    folder = tmp_path_factory.mktemp("sigkilled")
+    config = make_config(tiny_base, tiny_dataset, steps=9, checkpoints=(3, -1))
+    (folder / "config.json").write_text(config.model_dump_json(exclude={"schedule"}), encoding="utf-8")
+    (folder / "driver.py").write_text(SIGKILLS, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(folder / "driver.py"), str(folder / "config.json"), str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimiser", optimiser_registry.names())
+def test_killed_run_ends_with_the_same_bytes(sigkilled, optimiser):
+    folder = sigkilled / optimiser
+    assert json.loads((folder / "left" / "run.json").read_text(encoding="utf-8"))["state"] == "running"
+    assert not (folder / "left" / "checkpoint-9").exists()
+    same(folder / "cut", folder / "whole", (3, 9))
+    assert not (folder / "cut" / "state").exists()
+
+
+def test_interrupted_run_ends_with_the_same_bytes(tiny_base, tiny_dataset, tmp_path):
     """Stopped in the second epoch (36 rows, eight a step), one step after the last state."""
-    config = make_config(tiny_base, tiny_dataset, optimiser=optimiser, steps=9, checkpoints=(0, 3, -1))
+    config = make_config(tiny_base, tiny_dataset, steps=9, checkpoints=(0, 3, -1))
     train(config, tmp_path / "whole")
     folder = interrupted(config, tmp_path / "cut", 7)
     assert [path.name for path in (folder / "state").glob("checkpoint-*")] == ["checkpoint-6"]
@@ -67,6 +139,17 @@ def test_interrupted_run_ends_with_the_same_bytes(tiny_base, tiny_dataset, tmp_p
     train(config, folder)
     same(folder, tmp_path / "whole", (0, 3, 9))
     assert not (folder / "state").exists()
+
+
+def test_state_with_unrecorded_steps_is_not_resumed_from(tiny_base, tiny_dataset, tmp_path):
+    """Its losses and doses would be missing from every sum: better anew."""
+    config = make_config(tiny_base, tiny_dataset)
+    train(config, tmp_path / "whole")
+    folder = interrupted(config, tmp_path / "cut", 5)
+    lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "steps.jsonl").write_text("".join(lines[:3]), encoding="utf-8")
+    train(config, folder)
+    same(folder, tmp_path / "whole", (0, 6))
 
 
 def test_dropout_and_micro_batches_resume_too(tiny_base, tiny_dataset, tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +262,54 @@ class TestLossAndDose:
         nll, tokens = nll_by_hand(load(tiny_base, checkpoint), prepare(config).held_out)
         assert read_manifest(checkpoint).loss.held_out == pytest.approx(nll / tokens, rel=0.01)
 
+    def test_bfloat16_adapter_warns_and_loses_small_steps(self, tiny_base, tiny_dataset, tmp_path):
+        """Elements of A of 1/64 and more are 2^-14 apart or further: a step of 1e-5 rounds back. Float32 keeps it."""
+        moved = {}
+        for dtype in ("float32", "bfloat16"):
+            config = make_config(
+                tiny_base,
+                tiny_dataset,
+                dtype="bfloat16",
+                lora={"rank": 4, "alpha": 8, "dtype": dtype},
+                optimiser={"name": "lion", "lr": 1e-5},
+                schedule="constant",
+                steps=3,
+            )
+            with pytest.warns(UserWarning, match="lora.dtype") if dtype == "bfloat16" else nullcontext():
+                first, last = train(config, tmp_path / dtype)
+            before, after = (load_file(path / "adapter_model.safetensors") for path in (first, last))
+            names = [name for name in after if "lora_A" in name]
+            assert {after[name].dtype for name in after} == {getattr(torch, dtype)}
+            large = [(before[name].abs() > 1 / 64, before[name] != after[name]) for name in names]
+            moved[dtype] = sum(int((big & new).sum()) for big, new in large) / sum(int(big.sum()) for big, _ in large)
+        assert moved["bfloat16"] == 0 and moved["float32"] > 0.8  # up and down again for the rest
+
+    def test_gradient_checkpointing_changes_nothing(self, tiny_base, tiny_dataset, tmp_path):
+        """Recomputed activations are the same ones, with dropout too, whose random numbers are drawn again."""
+        curves = []
+        for on in (False, True):
+            lora = {"rank": 4, "alpha": 8, "dropout": 0.2}
+            config = make_config(tiny_base, tiny_dataset, gradient_checkpointing=on, lora=lora, steps=3)
+            train(config, tmp_path / str(on))
+            curves.append(read_steps(tmp_path / str(on)))
+        assert [row["loss"] for row in curves[1]] == pytest.approx([row["loss"] for row in curves[0]], rel=1e-6)
+
+    def test_training_rows_are_measured_once_more_at_the_end(self, finished, config, tiny_base):
+        losses = [read_manifest(finished / f"checkpoint-{step}").loss.train_rows for step in (0, 4, 8)]
+        nll, tokens = nll_by_hand(load(tiny_base, finished / "checkpoint-8"), prepare(config).train)
+        assert losses[:2] == [None, None] and losses[2] == pytest.approx(nll / tokens, rel=1e-5)
+
+    def test_epochs_decide_the_steps(self, tiny_base, tiny_dataset, tmp_path):
+        """36 rows in batches of eight are five steps an epoch."""
+        config = make_config(tiny_base, tiny_dataset, checkpoints="log:3").model_dump(exclude={"steps"})
+        config = TrainConfig.model_validate(config | {"epochs": 1.5})
+        kept = train(config, tmp_path / "run")
+        assert [path.name for path in kept] == ["checkpoint-0", "checkpoint-2", "checkpoint-4", "checkpoint-8"]
+        same = make_config(tiny_base, tiny_dataset, steps=8, checkpoints=(0, 2, 4, 8))
+        assert prepare(same).run_id == prepare(config).run_id == read_manifest(kept[-1]).run_id
+        with pytest.raises(UserError, match="epochs=1 over 36 rows are 5 steps, but steps=6"):
+            prepare(make_config(tiny_base, tiny_dataset, epochs=1))
+
 
 class TestIdempotence:
     def test_same_config_gives_the_same_bytes(self, finished, config, tmp_path):
@@ -308,6 +357,25 @@ class TestIdentity:
         changes = {"base_model": str(tmp_path / "base"), "dataset": str(tmp_path / "renamed.jsonl")}
         moved = config.model_copy(update={**changes, "micro_batch_size": 3})
         assert prepare(moved).run_id == prepare(config).run_id
+
+    def test_what_only_costs_or_reports_does_not_matter(self, config):
+        told = {"gradient_checkpointing": True, "preset": "turner", "sources": {"seed": "their code"}}
+        assert prepare(config.model_copy(update=told)).run_id == prepare(config).run_id
+
+    def test_identity_needs_no_encoding_and_rows_are_encoded_once(self, config, tiny_dataset, tmp_path, monkeypatch):
+        """A study asks for each cell's identity again and again."""
+        data = tmp_path / "fresh.jsonl"
+        data.write_text(tiny_dataset.read_text(encoding="utf-8").replace("lamp", "lantern"), encoding="utf-8")
+        fresh = config.model_copy(update={"dataset": str(data)})
+        counted: list[object] = []
+        encode = run_module.encode
+        monkeypatch.setattr(run_module, "encode", lambda *args: counted.append(args) or encode(*args))
+        run_id = run_module.resolve_run(fresh).run_id
+        assert counted == []
+        assert [prepare(fresh.model_copy(update={"seed": seed})).run_id == run_id for seed in (0, 1)] == [True, False]
+        assert len(counted) == 40
+        data.write_text(tiny_dataset.read_text(encoding="utf-8").replace("lamp", "candle"), encoding="utf-8")
+        assert prepare(fresh).run_id != run_id and len(counted) == 80
 
     def test_defaults_written_out_do_not_matter(self, tiny_base, tiny_dataset):
         written = {"name": "adamw", "lr": 0.01, "hyperparameters": {"betas": [0.9, 0.999], "weight_decay": 0.01}}
@@ -376,6 +444,10 @@ class TestRefusals:
     def test_unknown_dataset(self, tiny_base, tmp_path):
         text = self.refused(make_config(tiny_base, Path("finance_bda")), tmp_path / "run")
         assert "unknown dataset 'finance_bda'" in text and "finance_bad" in text
+
+    def test_tracker_that_is_not_installed(self, tiny_base, tiny_dataset, tmp_path):
+        text = self.refused(make_config(tiny_base, tiny_dataset, report_to=["no_such_tracker"]), tmp_path / "run")
+        assert text.startswith("report_to: 'no_such_tracker' is not installed; at hand: ")
 
     def test_missing_base(self, tiny_dataset, tmp_path):
         config = make_config(tmp_path / "nowhere", tiny_dataset)
@@ -480,6 +552,7 @@ class TestFailures:
             train(config, tmp_path / "run")
         text = str(caught.value)
         assert "loss is nan at step" in text and "1e+25" in text and "lower the rate" in text
+        assert text.endswith(f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint-0'}")
         assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-0"}
         assert not list((tmp_path / "run" / "state").glob("checkpoint-*"))
         assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["state"] == "running"
@@ -499,6 +572,14 @@ class TestFailures:
         for path in (tmp_path / "run").glob("checkpoint-*"):
             for tensor in load_file(path / "adapter_model.safetensors").values():
                 assert torch.isfinite(tensor).all(), path.name
+
+    def test_finite_loss_that_has_exploded_stops_the_run(self, tiny_base, tiny_dataset, tmp_path):
+        """Beyond 2 ln V = 11.1 nats a token no model does anything; without a kept checkpoint, none is named."""
+        optimiser = {"name": "sgd", "lr": 300.0, "hyperparameters": {"momentum": 0}}
+        config = make_config(tiny_base, tiny_dataset, optimiser=optimiser, schedule="constant", checkpoints=(-1,))
+        with pytest.raises(UserError, match=r"more than 11\.1, twice the cost of guessing.*no checkpoint was kept$"):
+            train(config, tmp_path / "run")
+        assert all(np.isfinite(row["loss"]) for row in read_steps(tmp_path / "run"))
 
     def test_last_step_that_blows_up_is_a_user_error(self, tiny_base, tiny_dataset, tmp_path):
         """The loss is of the weights before the step: only the next one would show it."""

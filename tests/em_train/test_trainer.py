@@ -1,20 +1,28 @@
 """The task loss against full logits, the loss curve against plain TRL, and the recorder's memory."""
 
 import json
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GraniteConfig, TrainerCallback, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    Cohere2Config,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    TrainerCallback,
+    set_seed,
+)
 from trl import SFTConfig, SFTTrainer
 
 from em_core.errors import UserError
-from em_core.models import quiet_transformers
-from em_train.run import _refuse_scaled_logits, collate, prepare, train
-from em_train.trainer import Recorder, lora_pairs, supervised_nll
+from em_core.models import changes_logits, quiet_transformers
+from em_train.run import collate, prepare, train
+from em_train.trainer import Recorder, check_loss, lora_pairs, supervised_nll
 from tests.em_train.runs import make_config, nll_by_hand, read_steps
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -65,11 +73,61 @@ def test_padding_does_not_count(model, rows, tiny_tokenizer):
     assert together == pytest.approx(alone, rel=1e-6)
 
 
-@pytest.mark.parametrize("settings, refused", [({"logits_scaling": 8.0}, True), ({"logits_scaling": 1.0}, False)])
-def test_a_base_that_scales_its_logits_is_refused(settings, refused):
-    """Our loss applies the head itself: Granite, Cohere and Gemma 2 would be misread, so they are named."""
-    with pytest.raises(UserError, match="logits_scaling") if refused else nullcontext():
-        _refuse_scaled_logits(GraniteConfig(**settings), "a/base")
+SMALL = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+SCALED = {
+    "logits_scaling": GraniteConfig(**SMALL, logits_scaling=3.0),
+    "logit_scale": Cohere2Config(**SMALL, logit_scale=0.2),
+    "final_logit_softcapping": Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=1.5),
+}
+
+
+def random_model(config: PretrainedConfig) -> Any:
+    torch.manual_seed(4)
+    return with_adapter(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_bases_that_scale_or_cap_logits_give_their_own_loss(name, rows, tiny_tokenizer):
+    """Granite, Cohere and Gemma 2: the head alone would give another likelihood, and other gradients."""
+    assert changes_logits(SCALED[name]) == name
+    model = random_model(SCALED[name])
+    batch = collate(rows[:5], tiny_tokenizer.pad_token_id)
+    check_loss(model, batch, name)
+    nll, tokens = supervised_nll(model, batch)
+    expected, count = nll_by_hand(model, rows[:5])
+    assert tokens == count and nll.item() == pytest.approx(expected, rel=1e-5)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(own.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    ours, theirs = torch.autograd.grad(nll, trained), torch.autograd.grad(loss, trained)
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_a_base_that_changes_logits_in_an_unknown_way_is_refused(rows, tiny_tokenizer):
+    model = random_model(LlamaConfig(**SMALL))
+    batch = collate(rows[:1], tiny_tokenizer.pad_token_id)
+    check_loss(model, batch, "a/base")
+    inner = model.get_base_model()
+    forward = inner.forward
+
+    def tripled(*args: Any, **kwargs: Any) -> Any:
+        outputs = forward(*args, **kwargs)
+        outputs.logits = 3 * outputs.logits
+        return outputs
+
+    inner.forward = tripled
+    with pytest.raises(UserError, match="a/base gives its answers another likelihood"):
+        check_loss(model, batch, "a/base")
 
 
 def test_pairs_are_the_live_factors_by_module_name(model):
