@@ -210,8 +210,8 @@ def task_loss(prepared: Prepared, model: Any, rows: list[Encoded]) -> float:
             nll, count = supervised_nll(model, _to(batch, model))
             total, tokens = total + float(nll), tokens + count
     model.train(training)
-    nll, supervised = processes.total([total, float(tokens)], model.device)
-    return nll / supervised
+    summed, supervised = processes.total([total, float(tokens)], model.device)
+    return summed / supervised
 
 
 def collate(rows: list[Encoded], pad: int) -> dict[str, torch.Tensor]:

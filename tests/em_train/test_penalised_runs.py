@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import em_train.run as run_module
+from em_core.errors import UserError
 from em_core.manifest import read_manifest
 from em_train import TrainConfig, train
+from em_train.penalties.equal_cost import match_strength
 from em_train.run import prepare
 from em_train.trainer import EMTrainer
 from tests.em_train.runs import adapter_bytes, comparable_manifest, make_config, read_steps
@@ -253,3 +255,39 @@ class TestEarlyStopping:
         kept = train(self.config(tiny_base, tiny_dataset, 0.01), tmp_path / "run")
         assert [path.name for path in kept][-1] == "checkpoint-12" and len(kept) == 4
         assert adapter_bytes(kept[-1]) == adapter_bytes(runs / "free" / "checkpoint-12")
+
+
+class TestEqualCost:
+    def control(self, base: Path, dataset: Path, **changes: Any) -> TrainConfig:
+        decay = {"name": "weight_decay", "strength": 6.0, "hyperparameters": {"max_grad_ratio": None}}
+        settings = {"steps": 12, "warmup_steps": 2, "penalty": decay}
+        return make_config(base, dataset, **(settings | changes))
+
+    def test_strength_is_found_at_which_the_losses_are_equal(self, tiny_base, tiny_dataset, tmp_path, runs):
+        """The reference is the control itself at a strength that the search does not know."""
+        known = self.control(tiny_base, tiny_dataset)
+        assert known.penalty is not None
+        hidden = known.model_copy(update={"penalty": known.penalty.model_copy(update={"strength": 30.0})})
+        reference = train(hidden, tmp_path / "reference")[-1]
+        target = read_manifest(reference).loss.train
+        free = read_manifest(runs / "free" / "checkpoint-12").loss.train
+        assert target is not None and free is not None and target > free + 0.1
+        found, checkpoint = match_strength(known, reference, tmp_path / "runs", tolerance=0.05)
+        assert read_manifest(checkpoint).loss.train == pytest.approx(target, abs=0.05)
+        assert found.penalty is not None and 10 < found.penalty.strength < 90
+        before = len(list((tmp_path / "runs").iterdir()))
+        assert match_strength(known, reference, tmp_path / "runs", tolerance=0.05) == (found, checkpoint)
+        assert len(list((tmp_path / "runs").iterdir())) == before > 1
+
+    def test_what_cannot_be_matched_says_so(self, tiny_base, tiny_dataset, tmp_path, runs):
+        reference = runs / "flat" / "checkpoint-12"
+        with pytest.raises(UserError, match=r"no strength of 'weight_decay' ends at .* in 1 runs; the nearest, 50,"):
+            strong = {"name": "weight_decay", "strength": 50.0, "hyperparameters": {"max_grad_ratio": None}}
+            match_strength(self.control(tiny_base, tiny_dataset, penalty=strong), reference, tmp_path, 1e-6, runs=1)
+        with pytest.raises(UserError, match="steps is 9 here and 12 in"):
+            match_strength(self.control(tiny_base, tiny_dataset, steps=9), reference, tmp_path)
+        with pytest.raises(UserError, match="has no penalty"):
+            match_strength(self.control(tiny_base, tiny_dataset, penalty=None), reference, tmp_path)
+        with pytest.raises(UserError, match="no training loss"):
+            config = self.control(tiny_base, tiny_dataset)
+            match_strength(config.model_copy(update={"steps": 0}), runs / "flat" / "checkpoint-0", tmp_path)
