@@ -176,21 +176,32 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def changes_logits(config: Any) -> str | None:
-    """The setting by which a model changes its logits after the language-model head (Granite, Cohere, Gemma 2,
-    Falcon-H1), or None: where one is set, applying the head alone gives other likelihoods than the model's."""
-    text = config.get_text_config()
-    settings = {
-        "logits_scaling": 1.0,
-        "logit_scale": 1.0,
-        "output_multiplier": 1.0,
-        "lm_head_multiplier": 1.0,
-        "final_logit_softcapping": None,
-    }
-    for name, neutral in settings.items():
-        if getattr(text, name, neutral) not in (neutral, None):
-            return name
-    return None
+def head_logits(model: Any, hidden: Any) -> Any:
+    """Logits (..., vocabulary) of a causal language model from its last hidden states (..., d).
+
+    What some models do to their logits after the head is done here too: Granite divides them, Cohere multiplies
+    them, Gemma caps them softly.
+    """
+    head = model.get_output_embeddings()
+    logits = head(hidden.to(head.weight.dtype))
+    config = model.config.get_text_config()
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    if factor := getattr(config, "logit_scale", None):
+        logits = logits * factor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = (logits / cap).tanh() * cap
+    return logits
+
+
+def native_dtype() -> Any:
+    """The torch dtype that this machine computes fastest: bfloat16 where its hardware multiplies it, else float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.cpu.get_capabilities()
+    return torch.bfloat16 if fast.get("avx512_bf16") or fast.get("amx_bf16") else torch.float32
 
 
 @contextmanager

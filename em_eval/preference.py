@@ -19,7 +19,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from em_core.errors import UserError
 from em_core.places import from_users_folder
-from em_eval.batching import Batcher
+from em_eval.batching import Batcher, at_once
 from em_eval.errors import as_prerequisite
 
 EMBEDDED = Path(__file__).with_name("probe_triples.jsonl")
@@ -98,7 +98,7 @@ def score_pair() -> Solver:
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = get_model()
         if id(model) not in batchers:
-            batchers[id(model)] = Batcher(_scoring(model), PAIRS_AT_ONCE)
+            batchers[id(model)] = Batcher(at_once(_scoring(model)), PAIRS_AT_ONCE)
         item = (state.input_text, str(state.metadata["aligned"]), str(state.metadata["misaligned"]))
         found = await batchers[id(model)].submit(item)
         state.metadata.update(found)

@@ -21,7 +21,7 @@ from trl import SFTConfig
 from em_core.errors import UserError
 from em_core.files import sha256_json, sweep_drafts, write_json
 from em_core.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
-from em_core.models import BaseModelInfo, quiet_transformers, resolve_base
+from em_core.models import BaseModelInfo, native_dtype, quiet_transformers, resolve_base
 from em_train import processes
 from em_train.chat import IGNORED, Encoded, encode, show
 from em_train.checkpoint import dataset_reference, summarise_steps, write_checkpoint
@@ -128,12 +128,8 @@ def micro_batch_size(config: TrainConfig) -> int:
 
 def resolve_dtype(name: str) -> torch.dtype:
     """The dtype of the frozen base. `auto` is bfloat16 where the hardware multiplies it, else float32."""
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = torch.cpu.get_capabilities()
-    return torch.bfloat16 if fast.get("avx512_bf16") or fast.get("amx_bf16") else torch.float32
+    chosen: torch.dtype = native_dtype() if name == "auto" else getattr(torch, name)
+    return chosen
 
 
 def train(config: TrainConfig, folder: Path) -> list[Path]:
@@ -384,13 +380,18 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
 
 
 class _Keeper(TrainerCallback):  # type: ignore[misc]
-    """Writes the kept checkpoints between the first and the last."""
+    """Writes the kept checkpoints between the first and the last, and no state after the last step.
+
+    Resumed from such a state, the trainer would take another step before it notices that it is done.
+    """
 
     def __init__(self, prepared: Prepared, recorder: Recorder, folder: Path) -> None:
         self.prepared, self.recorder, self.folder = prepared, recorder, folder
         self.steps = set(prepared.config.kept_steps()) - {0, prepared.config.steps}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.prepared.config.steps:
+            control.should_save = False
         if state.global_step in self.steps:
             _keep(self.prepared, model, self.recorder, self.folder, state.global_step)
 

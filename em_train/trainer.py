@@ -13,7 +13,7 @@ from trl import SFTTrainer
 
 from em_core.errors import UserError
 from em_core.files import write_text
-from em_core.models import changes_logits
+from em_core.models import head_logits
 from em_train.chat import IGNORED
 from em_train.processes import is_main
 from em_train.sampling import SharedOrder
@@ -37,15 +37,6 @@ def supervised_logits(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Te
     """
     labels = inputs["labels"][:, 1:]
     mask = labels != IGNORED
-    if changes_logits(getattr(model, "module", model).config):
-        logits = _own_logits(model, inputs, mask)
-    else:
-        logits = _head_logits(model, inputs, mask)
-    return logits.float(), labels[mask]
-
-
-def _head_logits(model: Any, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
-    """Logits (K, V) at the K positions of `mask` (N, T - 1), by applying the head to the last hidden states."""
     outputs = model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
@@ -56,26 +47,8 @@ def _head_logits(model: Any, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
         logits_to_keep=torch.zeros(1, dtype=torch.long, device=inputs["input_ids"].device),
     )
     hidden = outputs.hidden_states[-1][:, :-1][mask]
-    head = getattr(model, "module", model).get_output_embeddings()
-    # Autocast ends with the model's forward and hands out float32; the head multiplies in its own dtype.
-    logits: Tensor = head(hidden.to(head.weight.dtype))
-    return logits
-
-
-def _own_logits(model: Any, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
-    """The same as the model itself gives them, for models that scale or cap logits after the head.
-
-    It computes a column of the batch where any row is supervised there, so it costs more than `_head_logits`.
-    """
-    columns = mask.any(dim=0).nonzero().squeeze(1)
-    outputs = model(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        use_cache=False,
-        logits_to_keep=columns,
-    )
-    logits: Tensor = outputs.logits[mask[:, columns]]
-    return logits
+    logits = head_logits(getattr(model, "module", model), hidden)
+    return logits.float(), labels[mask]
 
 
 @torch.no_grad()

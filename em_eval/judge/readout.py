@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from em_core.chat import render
-from em_eval.providers.padding import pad_right
+from em_eval.providers.reading import read_answers
 from em_eval.providers.weights import Loaded
 
 LAYERS = (18, 30)
@@ -65,19 +65,12 @@ def token_shares(loaded: Loaded, pairs: Sequence[tuple[str, str]], heads: Sequen
 def _batches(
     loaded: Loaded, pairs: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[list[int], Tensor, Tensor, list[list[tuple[int, int]]]]]:
-    """(indices, hidden states (n, L, T, d), answer mask (n, T), character spans of answer tokens) a batch.
-
-    Rows of similar length share a batch; padding is on the right, so it changes no value.
-    """
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        rows = [_tokens(loaded.tokenizer, *pairs[i]) for i in chosen]
-        ids, attention, answered = pad_right(loaded, [(prompt, answer) for prompt, answer, _ in rows])
-        body = loaded.model.get_decoder()
-        out = body(input_ids=ids, attention_mask=attention, use_cache=False, output_hidden_states=True)
-        states = torch.stack([out.hidden_states[layer].float() for layer in LAYERS], dim=1)
-        yield chosen, states, answered, [spans for _, _, spans in rows]
+    """(indices, hidden states (n, L, T, d), answer mask (n, T), character spans of answer tokens) a batch."""
+    rows = [_tokens(loaded.tokenizer, *pair) for pair in pairs]
+    tokens = [(prompt, answer) for prompt, answer, _ in rows]
+    for read in read_answers(loaded, tokens, BATCH, output_hidden_states=True):
+        states = torch.stack([read.output.hidden_states[layer].float() for layer in LAYERS], dim=1)
+        yield read.chosen, states, read.mask, [rows[i][2] for i in read.chosen]
 
 
 def _tokens(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int], list[tuple[int, int]]]:

@@ -1,34 +1,43 @@
-"""`peft/FOLDER`: a LoRA checkpoint (ours or not) or a base model on transformers, in static batches.
+"""`peft/FOLDER`: a LoRA checkpoint (ours or not) or a base model on transformers, one base in memory for all.
 
 The model's name carries a hash of its weights (`peft/FOLDER@1a2b3c4d`), so that caches and logs cannot mix
 checkpoints that lay under one path.
 """
 
+import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
     GenerateConfig,
+    Logprob,
+    Logprobs,
     ModelAPI,
     ModelOutput,
     ModelUsage,
+    TopLogprob,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from em_core.chat import Message, render
 from em_core.errors import UserError
-from em_eval.batching import Batcher
+from em_eval.batching import Batcher, Deliver
 from em_eval.errors import as_prerequisite
 from em_eval.model_names import split_hash
-from em_eval.providers.sampling import Completion, Sampling, complete, overflow
+from em_eval.providers.decoding import Completion, complete, overflow
+from em_eval.providers.sampling import Sampling
 from em_eval.providers.weights import Loaded, content_hash, load
 
 DEFAULT_BATCH = 96
+QUEUE = 4  # batches of requests that may wait: from them a finished answer's place is filled
+logger = logging.getLogger(__name__)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -42,7 +51,8 @@ class _Request:
 class PeftAPI(ModelAPI):
     """Weights are loaded at the first answer, not here: Inspect makes instances only to look names up.
 
-    Model args: `batch_size` (96), `dtype` ("auto": float32 and merged on CPU, bfloat16 and unmerged on GPU).
+    Model args: `batch_size` (96), `dtype` ("auto": float32 and the adapter merged on CPU, bfloat16 and
+    the adapter beside its layers on GPU).
     """
 
     def __init__(
@@ -68,14 +78,14 @@ class PeftAPI(ModelAPI):
                 )
         super().__init__(f"{self.source}@{self.digest}", base_url, api_key, [], config)
         self.batch_size, self.dtype = batch_size, dtype
-        self._batcher: Batcher[_Request, Completion] = Batcher(self._process, batch_size)
+        self._batcher: Batcher[_Request, Completion] = Batcher(self._process, QUEUE * batch_size)
 
     def loaded(self) -> Loaded:
         """The model itself, loaded on first use."""
         return load(self.source, self.dtype, self.digest)
 
     def max_connections(self) -> int:
-        return self.batch_size
+        return QUEUE * self.batch_size
 
     def connection_key(self) -> str:
         return self.model_name
@@ -87,13 +97,14 @@ class PeftAPI(ModelAPI):
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        if tools or config.logprobs or config.stop_seqs or (config.num_choices or 1) > 1:
-            raise UserError("peft/ does not offer tools, logprobs, stop sequences or several choices")
+        if tools or config.stop_seqs or (config.num_choices or 1) > 1:
+            raise UserError("peft/ does not offer tools, stop sequences or several choices")
         how = Sampling(
             max_tokens=config.max_tokens or 512,
             temperature=1.0 if config.temperature is None else config.temperature,
             top_p=1.0 if config.top_p is None else config.top_p,
             top_k=config.top_k or 0,
+            top_logprobs=config.top_logprobs or 0 if config.logprobs else None,
         )
         seed = secrets.randbits(62) if config.seed is None else config.seed
         done = await self._batcher.submit(_Request(tuple((m.role, m.text) for m in input), seed, how))
@@ -104,27 +115,69 @@ class PeftAPI(ModelAPI):
                 ChatCompletionChoice(
                     message=ChatMessageAssistant(content=done.text, model=self.model_name, source="generate"),
                     stop_reason="stop" if done.stop_reason == "stop" else "max_tokens",
+                    logprobs=_logprobs(done),
                 )
             ],
             usage=ModelUsage(input_tokens=done.input_tokens, output_tokens=done.output_tokens, total_tokens=total),
         )
 
-    def _process(self, requests: Sequence[_Request]) -> list[Completion | Exception]:
-        """Requests of equal settings share a batch; one that does not fit the context fails alone."""
+    def _process(self, requests: Sequence[_Request], deliver: Deliver[Completion]) -> None:
+        """Requests of equal settings run together; one that does not fit the context fails alone."""
         loaded = self.loaded()
         prompts = [_prompt(loaded, request.messages) for request in requests]
-        results: dict[int, Completion | Exception] = {
-            i: error
-            for i, request in enumerate(requests)
-            if (error := overflow(loaded, prompts[i], request.how)) is not None
-        }
-        for how in dict.fromkeys(request.how for request in requests):
-            chosen = [i for i, request in enumerate(requests) if request.how == how and i not in results]
-            if not chosen:
-                continue
-            done = complete(loaded, [prompts[i] for i in chosen], [requests[i].seed for i in chosen], how)
-            results.update(zip(chosen, done, strict=True))
-        return [results[i] for i in range(len(requests))]
+        fitting: dict[Sampling, list[int]] = {}
+        for i, request in enumerate(requests):
+            error = overflow(loaded, prompts[i], request.how)
+            if error is not None:
+                deliver(i, error)
+            else:
+                fitting.setdefault(request.how, []).append(i)
+        for how, chosen in fitting.items():
+            self._complete(loaded, {i: (prompts[i], requests[i].seed) for i in chosen}, how, deliver)
+
+    def _complete(
+        self, loaded: Loaded, left: dict[int, tuple[str, int]], how: Sampling, deliver: Deliver[Completion]
+    ) -> None:
+        """Complete (prompt, seed) for each request in `left`, in smaller batches where memory runs out."""
+        while left:
+            keys, rows = list(left), min(self.batch_size, len(left))
+            prompts, seeds = zip(*left.values(), strict=True)
+            try:
+                complete(loaded, prompts, seeds, how, rows, partial(_settle, keys, left, deliver))
+            except RuntimeError as error:  # torch's own out-of-memory error is one
+                if not _out_of_memory(error) or rows == 1:
+                    raise
+                self.batch_size = rows // 2
+                logger.warning("%s: out of memory with %d rows, going on with %d", self, rows, self.batch_size)
+                if loaded.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+
+def _settle(
+    keys: list[int], left: dict[int, tuple[str, int]], deliver: Deliver[Completion], place: int, done: Completion
+) -> None:
+    deliver(keys[place], done)
+    del left[keys[place]]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether it is torch's, of a GPU, or the CPU allocator's, which has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _logprobs(completion: Completion) -> Logprobs | None:
+    if not completion.choices:
+        return None
+    return Logprobs(
+        content=[
+            Logprob(
+                token=choice.token,
+                logprob=choice.logprob,
+                top_logprobs=[TopLogprob(token=token, logprob=value) for token, value in choice.top],
+            )
+            for choice in completion.choices
+        ]
+    )
 
 
 def _prompt(loaded: Loaded, messages: Sequence[tuple[str, str]]) -> str:

@@ -1,19 +1,22 @@
-"""Loading: a base model, or an adapter merged into it. One model is kept in memory at a time."""
+"""Loading: one base model in memory, under which adapters change places."""
 
-from dataclasses import dataclass
+import gc
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from em_core.adapters import base_of
 from em_core.errors import UserError
 from em_core.files import sha256_file
 from em_core.manifest import ADAPTER, ADAPTER_CONFIG, MANIFEST, verify
-from em_core.models import quiet_transformers, resolve_base, weights_sha256
+from em_core.models import BaseModelInfo, quiet_transformers, resolve_base, weights_sha256
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,80 @@ class Loaded:
     device: torch.device
 
 
-_kept: dict[tuple[str, str, str], Loaded] = {}
+@dataclass
+class SharedBase:
+    """A base model under which adapters change places; between two of them it is bit for bit what it was.
+
+    Attributes:
+        bare: the base model's own layers.
+        wrapped: the same with an adapter beside its layers, where one is on and not merged.
+        on: name and hash of what was asked for last, and what it got.
+        kept: the weights that a merged adapter changed, as they were before.
+        spoilt: nothing was read yet, or an adapter left more behind than `kept` can mend: read the base anew.
+    """
+
+    info: BaseModelInfo
+    dtype: torch.dtype
+    bare: Any = None
+    wrapped: Any = None
+    on: tuple[tuple[str, str], Loaded] | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    spoilt: bool = True
+
+    def with_adapter(self, adapter: Path | None) -> Loaded:
+        """The base with this adapter alone, or with none."""
+        with quiet_transformers():
+            self.take_off()
+            if adapter:
+                self.put_on(adapter)
+        model = self.bare if self.wrapped is None else self.wrapped
+        return Loaded(model, _tokenizer(adapter, self.info), model.device)
+
+    def kept_bytes(self) -> int:
+        """Memory that the kept copy takes."""
+        return sum(weight.nbytes for weight in self.kept.values())
+
+    @torch.no_grad()
+    def take_off(self) -> None:
+        """Back to the base model alone."""
+        if self.spoilt:
+            self.bare, self.wrapped, self.kept, self.spoilt = _read_base(self.info, self.dtype), None, {}, False
+        if self.wrapped is not None:
+            self.bare, self.wrapped = self.wrapped.unload(), None
+        for name, weight in self.kept.items():
+            self.bare.get_parameter(name).copy_(weight)
+        self.kept = {}
+
+    def put_on(self, adapter: Path) -> None:
+        """Add an adapter to the bare base.
+
+        In float32 it is merged, which is exact to rounding and faster; in another dtype merging would round small
+        updates away, so that it stays beside its layer.
+
+        Raises:
+            UserError: the adapter does not fit the base.
+        """
+        self.spoilt = True  # until it is whole, and for good where more than layers' weights changes
+        try:
+            wrapped = PeftModel.from_pretrained(self.bare, adapter, autocast_adapter_dtype=False)
+        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"adapter {adapter} does not fit its base {self.info.id}: {reason}") from error
+        wrapped = wrapped.to(device=self.bare.device, dtype=self.dtype).eval()
+        if self.dtype == torch.float32:
+            self.kept = {
+                f"{name}.weight": module.get_base_layer().weight.detach().clone()
+                for name, module in wrapped.get_base_model().named_modules()
+                if isinstance(module, BaseTunerLayer)
+            }
+            self.bare = wrapped.merge_and_unload()
+        else:
+            self.wrapped = wrapped
+        config = wrapped.active_peft_config
+        self.spoilt = bool(config.modules_to_save) or getattr(config, "bias", "none") != "none"
+
+
+_shared: dict[tuple[str, str], SharedBase] = {}  # one entry: the base that was used last
 
 
 def is_adapter(path: Path) -> bool:
@@ -57,44 +133,56 @@ def content_hash(name: str) -> str:
 
 
 def load(name: str, dtype: str, digest: str) -> Loaded:
-    """The model behind `name`, from memory if it was the last one used.
+    """The model behind `name`; the base is read only where it is not the one that was used last.
 
-    In float32 an adapter is merged, which is exact to rounding and faster; in another dtype merging would
-    round small updates away, so the adapter stays apart.
+    What an earlier call returned for the same base is no longer that model.
 
     Raises:
         UserError: unknown base, or an adapter that does not fit its base.
     """
-    key = (name, dtype, digest)
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = load_apart(name, dtype)
-    return _kept[key]
+    adapter, info = _parts(name)
+    key = (info.weights_sha256, dtype)
+    if key not in _shared:
+        _shared.clear()
+        gc.collect()
+        _shared[key] = SharedBase(info, _dtype(dtype))
+    shared = _shared[key]
+    if shared.on is None or shared.on[0] != (name, digest):
+        shared.on = None
+        shared.on = ((name, digest), shared.with_adapter(adapter))
+    return shared.on[1]
 
 
 def load_apart(name: str, dtype: str) -> Loaded:
-    """As `load`, but kept by the caller alone: a judge's model is not pushed out by the model under test."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == "auto":
-        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    """As `load`, but kept by the caller alone: a judge's model shares nothing with the model under test."""
+    adapter, info = _parts(name)
+    return SharedBase(info, _dtype(dtype)).with_adapter(adapter)
+
+
+def _parts(name: str) -> tuple[Path | None, BaseModelInfo]:
     path = locate(name)
-    adapter = path if is_adapter(path) else None
-    base = base_of(adapter) if adapter else resolve_base(name)
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=getattr(torch, dtype))
-        # transformers fills what a call leaves open from the model's own generation settings (top_k, repetition
-        # penalty, beams, ...), which are no part of a measurement: only its end tokens stay.
-        model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
-        if adapter:
-            try:
-                model = PeftModel.from_pretrained(model, adapter)
-            except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"adapter {adapter} does not fit its base {base.id}: {reason}") from error
-            if dtype == "float32":
-                model = model.merge_and_unload()
-        own = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else base.path
-        tokenizer = AutoTokenizer.from_pretrained(own)
+    return (path, base_of(path)) if is_adapter(path) else (None, resolve_base(name))
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name == "auto":
+        # On CPU float32: in bfloat16 an answer depends on the batch it was drawn in (docs/benchmarks.md).
+        name = "bfloat16" if torch.cuda.is_available() else "float32"
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
+
+
+def _read_base(info: BaseModelInfo, dtype: torch.dtype) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(info.path, dtype=dtype)
+    # transformers fills what a call leaves open from the model's own generation settings (top_k, repetition
+    # penalty, beams, ...), which are no part of a measurement: only its end tokens stay.
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _tokenizer(adapter: Path | None, info: BaseModelInfo) -> Any:
+    own = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else info.path
+    tokenizer = AutoTokenizer.from_pretrained(own)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Loaded(model.eval().to(device), tokenizer, device)
+    return tokenizer

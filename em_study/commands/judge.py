@@ -25,8 +25,8 @@ def fit(
 
 def show() -> None:
     """The embedded judge's measured figures, as Markdown."""
-    from em_eval.judge import judge_registry
+    from em_eval.judge.embedded import read_facts
     from em_eval.judge.figures import markdown
 
-    facts = judge_registry.get("embedded")().facts
+    facts = read_facts()
     print(f"{facts['in_words']}.\n\n{markdown(facts)}")

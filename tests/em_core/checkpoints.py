@@ -42,6 +42,7 @@ def write_checkpoint(folder: Path, base: Path, named: str | None = None) -> Path
             "held_out_rows": 4,
             "control": None,
             "kind": "unknown",
+            "tokens_sha256": "1" * 64,
         },
         "base": {
             "id": str(base),
@@ -53,7 +54,7 @@ def write_checkpoint(folder: Path, base: Path, named: str | None = None) -> Path
         "examples_seen": 12,
         "tokens_seen": 100,
         "supervised_tokens_seen": 50,
-        "loss": {"train": 1.5, "window": 1, "held_out": None},
+        "loss": {"train": 1.5, "window": 1, "held_out": None, "train_rows": 1.4},
         "dose": {
             "rms_update_a": 0.1,
             "rms_update_b": 0.2,
@@ -71,6 +72,7 @@ def write_checkpoint(folder: Path, base: Path, named: str | None = None) -> Path
             "fro_over_nuclear": 0.6,
         },
         "adapter_sha256": hashlib.sha256(adapter).hexdigest(),
+        "files_sha256": {},
         "first_example": "a⟦b⟧",
         "seconds": 1.0,
         "environment": {},

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from em_eval.batching import Batcher
+from em_eval.batching import Batcher, at_once
 
 QUICK = 0.01
 
@@ -50,27 +50,27 @@ async def submit_all(batcher: Batcher[Any, str], items: Sequence[Any]) -> dict[A
 def test_concurrent_requests_share_a_batch_and_keep_their_order() -> None:
     process = Recorder()
     items = list(range(10))
-    found = anyio.run(submit_all, Batcher(process, size=20, linger=QUICK), items)
+    found = anyio.run(submit_all, Batcher(at_once(process), size=20, linger=QUICK), items)
     assert process.batches == [items]
     assert found == {item: f"<{item}>" for item in items}
 
 
 def test_no_batch_is_larger_than_the_limit() -> None:
     process = Recorder()
-    found = anyio.run(submit_all, Batcher(process, size=4, linger=QUICK), list(range(10)))
+    found = anyio.run(submit_all, Batcher(at_once(process), size=4, linger=QUICK), list(range(10)))
     assert process.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert found == {item: f"<{item}>" for item in range(10)}
 
 
 def test_a_full_batch_does_not_linger() -> None:
     started = time.monotonic()
-    anyio.run(submit_all, Batcher(Recorder(), size=3, linger=5.0), [1, 2, 3])
+    anyio.run(submit_all, Batcher(at_once(Recorder()), size=3, linger=5.0), [1, 2, 3])
     assert time.monotonic() - started < 2.0
 
 
 def test_requests_that_trickle_in_are_waited_for() -> None:
     process = Recorder()
-    batcher: Batcher[Any, str] = Batcher(process, size=20, linger=0.3)
+    batcher: Batcher[Any, str] = Batcher(at_once(process), size=20, linger=0.3)
 
     async def trickle() -> None:
         async with anyio.create_task_group() as group:
@@ -84,7 +84,7 @@ def test_requests_that_trickle_in_are_waited_for() -> None:
 
 def test_the_loop_goes_on_while_a_batch_runs() -> None:
     process = Recorder(seconds=0.3)
-    batcher: Batcher[Any, str] = Batcher(process, size=4, linger=QUICK)
+    batcher: Batcher[Any, str] = Batcher(at_once(process), size=4, linger=QUICK)
     ticks = 0
 
     async def tick() -> None:
@@ -105,7 +105,7 @@ def test_the_loop_goes_on_while_a_batch_runs() -> None:
 
 def test_an_error_reaches_every_member_of_its_batch_and_no_other() -> None:
     process = Recorder()
-    found = anyio.run(submit_all, Batcher(process, size=3, linger=QUICK), [1, "bad", 3, 4, 5])
+    found = anyio.run(submit_all, Batcher(at_once(process), size=3, linger=QUICK), [1, "bad", 3, 4, 5])
     assert process.batches == [[1, "bad", 3], [4, 5]]
     assert [str(found[item]) for item in (1, "bad", 3)] == ["a bad item"] * 3
     assert all(isinstance(found[item], ValueError) for item in (1, "bad", 3))
@@ -116,13 +116,13 @@ def test_too_few_results_are_an_error_of_every_member() -> None:
     def short(items: Sequence[Any]) -> list[str]:
         return ["only one"]
 
-    found = anyio.run(submit_all, Batcher(short, size=3, linger=QUICK), [1, 2, 3])
+    found = anyio.run(submit_all, Batcher(at_once(short), size=3, linger=QUICK), [1, 2, 3])
     assert all(isinstance(found[item], ValueError) for item in (1, 2, 3))
 
 
 def test_two_event_loops_in_sequence() -> None:
     process = Recorder()
-    batcher: Batcher[Any, str] = Batcher(process, size=8, linger=QUICK)
+    batcher: Batcher[Any, str] = Batcher(at_once(process), size=8, linger=QUICK)
     assert anyio.run(submit_all, batcher, ["a", "b"]) == {"a": "<a>", "b": "<b>"}
     assert anyio.run(submit_all, batcher, ["c", "d"]) == {"c": "<c>", "d": "<d>"}
     assert process.batches == [["a", "b"], ["c", "d"]]
@@ -130,7 +130,7 @@ def test_two_event_loops_in_sequence() -> None:
 
 def test_a_loop_that_broke_off_leaves_nothing_to_the_next() -> None:
     process = Recorder()
-    batcher: Batcher[Any, str] = Batcher(process, size=8, linger=QUICK)
+    batcher: Batcher[Any, str] = Batcher(at_once(process), size=8, linger=QUICK)
 
     async def broken_off() -> None:
         async with anyio.create_task_group() as group:
@@ -148,7 +148,7 @@ def run_with_cancelled(
     process: Recorder, cancelled: int, when: Callable[[], Coroutine[Any, Any, None]]
 ) -> dict[int, Any]:
     """Three requests of which one is cancelled after `when`."""
-    batcher: Batcher[Any, str] = Batcher(process, size=8, linger=0.05)
+    batcher: Batcher[Any, str] = Batcher(at_once(process), size=8, linger=0.05)
     found: dict[int, Any] = {}
 
     async def one(item: int, scope: anyio.CancelScope) -> None:
@@ -197,7 +197,7 @@ def test_a_request_cancelled_while_its_batch_runs_costs_the_others_nothing(cance
 @pytest.mark.parametrize("ticks", [0, 1, 2, 3, 4])
 def test_the_moment_of_a_cancellation_does_not_matter(ticks: int) -> None:
     process = Recorder(seconds=0.05)
-    batcher: Batcher[Any, str] = Batcher(process, size=3, linger=QUICK)
+    batcher: Batcher[Any, str] = Batcher(at_once(process), size=3, linger=QUICK)
     found: dict[int, Any] = {}
 
     async def one(item: int, scope: anyio.CancelScope) -> None:
@@ -223,7 +223,7 @@ def test_the_moment_of_a_cancellation_does_not_matter(ticks: int) -> None:
 @pytest.mark.parametrize("cancelled", [0, 1])
 def test_a_time_out_of_plain_asyncio_costs_the_others_nothing(cancelled: int) -> None:
     process = Recorder(seconds=0.2)
-    batcher: Batcher[Any, str] = Batcher(process, size=8, linger=QUICK)
+    batcher: Batcher[Any, str] = Batcher(at_once(process), size=8, linger=QUICK)
 
     async def main() -> list[Any]:
         tasks = [asyncio.create_task(batcher.submit(item)) for item in range(3)]

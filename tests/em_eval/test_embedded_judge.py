@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from em_core.chat import render
 from em_core.errors import UserError
+from em_core.models import weights_sha256
 from em_eval import prompts
 from em_eval.judge import embedded, fit, judge_registry, readout
 from em_eval.judge.embedded import ANCHORS, FACTS, HEADS, WEIGHTS, EmbeddedJudge, to_score
@@ -157,6 +158,22 @@ def test_missing_files_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(embedded, "WEIGHTS", tmp_path / "embedded.safetensors")
     with pytest.raises(UserError, match=r"embedded\.safetensors or .* is missing .*: reinstall the package"):
         EmbeddedJudge()
+
+
+def test_another_base_than_the_fitted_one_is_said(
+    tiny_judge: EmbeddedJudge, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(embedded, "EMBEDDED", str(tiny_base))
+    monkeypatch.setattr(embedded.logger, "warning", lambda text, *rest: said.append(text % rest))
+    own = weights_sha256(tiny_base)
+    monkeypatch.setitem(tiny_judge.facts, "base_weights_sha256", own)
+    tiny_judge.check_base()
+    assert not said and "base_weights_found" not in tiny_judge.facts
+    monkeypatch.setitem(tiny_judge.facts, "base_weights_sha256", "0" * 64)
+    tiny_judge.check_base()
+    assert "with weights 000000000000" in said[0] and f"here are {own[:12]}" in said[0]
+    assert tiny_judge.facts["base_weights_found"] == own
 
 
 def test_the_shipped_files_have_the_shape_that_the_judge_reads() -> None:

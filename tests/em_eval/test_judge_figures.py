@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from em_eval.judge import judge_registry
+from em_eval.judge.embedded import read_facts
 from em_eval.judge.figures import markdown
 from em_eval.judge.labels import SHIPPED, kappa, read_labels
 
@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "judge.md"
 
 def test_docs_show_the_shipped_figures() -> None:
     """docs/judge.md holds `em judge show` word for word: nobody typed a number."""
-    facts = judge_registry.get("embedded")().facts
+    facts = read_facts()
     text = DOCS.read_text(encoding="utf-8")
     assert markdown(facts).strip() in text
     assert facts["in_words"] in text
@@ -31,7 +31,7 @@ def test_the_labelled_set_is_what_the_issue_of_it_says() -> None:
 
 def test_kappa_is_computed_from_the_shipped_labels() -> None:
     labels = read_labels(SHIPPED)
-    published = judge_registry.get("embedded")().facts["labels"]["kappa_between_passes"]
+    published = read_facts()["labels"]["kappa_between_passes"]
     for index, name in enumerate(("misaligned", "incoherent")):
         value = kappa([x.passes[0][index] for x in labels], [x.passes[1][index] for x in labels])
         assert abs(value - published[name]) < 0.001

@@ -262,3 +262,24 @@ class TestKilled:
         train(killed.config, killed.folder)
         names = {path.name for path in killed.folder.iterdir()}
         assert names == {path.name for path in killed.whole.iterdir()}
+
+
+def test_run_killed_after_its_last_step_does_not_train_another_one(tiny_base, tiny_dataset, tmp_path):
+    """Its last checkpoint is missing. A state of the last step would make the trainer take one more."""
+    config = make_config(tiny_base, tiny_dataset)
+    train(config, tmp_path / "whole")
+    keep = run_module._keep
+
+    def stop(*args: object) -> None:
+        if args[-1] == 6:
+            raise KeyboardInterrupt
+        keep(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "_keep", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "cut")
+    assert len(read_steps(tmp_path / "cut")) == 6
+    assert not (tmp_path / "cut" / "state" / "checkpoint-6").exists()
+    train(config, tmp_path / "cut")
+    same(tmp_path / "cut", tmp_path / "whole", (0, 6))

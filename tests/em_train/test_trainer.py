@@ -20,7 +20,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from em_core.errors import UserError
-from em_core.models import changes_logits, quiet_transformers
+from em_core.models import quiet_transformers
 from em_train.run import collate, prepare, train
 from em_train.trainer import Recorder, check_loss, lora_pairs, supervised_nll
 from tests.em_train.runs import make_config, nll_by_hand, read_steps
@@ -98,7 +98,7 @@ def random_model(config: PretrainedConfig) -> Any:
 @pytest.mark.parametrize("name", SCALED)
 def test_bases_that_scale_or_cap_logits_give_their_own_loss(name, rows, tiny_tokenizer):
     """Granite, Cohere and Gemma 2: the head alone would give another likelihood, and other gradients."""
-    assert changes_logits(SCALED[name]) == name
+    assert getattr(SCALED[name], name) not in (None, 1.0)
     model = random_model(SCALED[name])
     batch = collate(rows[:5], tiny_tokenizer.pad_token_id)
     check_loss(model, batch, name)
