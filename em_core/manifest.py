@@ -83,12 +83,20 @@ class Dose(_Plain):
 
 
 class Spectrum(_Plain):
-    """Means over modules of measures of the singular values of BA; None where B = 0."""
+    """Means over modules of measures of the singular values of BA, over those modules where each is defined.
+
+    Attributes:
+        undefined: modules without a spectrum, because B = 0.
+        undefined_condition_number: those, and modules whose BA has not full rank.
+    """
 
     modules: int
     undefined: int
+    undefined_condition_number: int | None = None  # manifests before penalties lack these three
     stable_rank: float | None
     entropy: float | None
+    entropy_squared: float | None = None
+    condition_number: float | None = None
     participation_ratio: float | None
     fro_over_nuclear: float | None
 
@@ -119,6 +127,8 @@ class Manifest(_Plain):
     first_example: str
     seconds: float
     environment: dict[str, Any]
+    penalty: dict[str, Any] | None = None
+    post_processing: dict[str, Any] | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:

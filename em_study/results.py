@@ -260,6 +260,8 @@ def _label(manifest: Manifest) -> str:
         return "base (step 0)"
     name = str(manifest.optimiser["name"])
     label = NAMES.get(name, name)
+    if manifest.penalty is not None:
+        label += f" + {manifest.penalty['name']} {manifest.penalty['strength']:g}"
     return label if manifest.dataset.kind == "bad" and manifest.dataset.control else f"{label}, {manifest.dataset.name}"
 
 

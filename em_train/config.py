@@ -27,6 +27,14 @@ class OptimiserConfig(_Frozen):
     hyperparameters: dict[str, Any] = {}
 
 
+class PenaltyConfig(_Frozen):
+    """A penalty, or a control in its place, by name: strength x its term is added to the task loss."""
+
+    name: str
+    strength: float = Field(1.0, gt=0, allow_inf_nan=False, description="lambda")
+    hyperparameters: dict[str, Any] = {}
+
+
 class LoraSettings(_Frozen):
     """rsLoRA of rank 32 on every linear layer, as in Betley et al., Turner et al. and Evil Spectra."""
 
@@ -70,6 +78,7 @@ class TrainConfig(_Frozen):
     dataset: str
     optimiser: OptimiserConfig
     lora: LoraSettings = LoraSettings()
+    penalty: PenaltyConfig | None = None
     steps: int = Field(34, ge=1, description="optimiser steps")
     epochs: float | None = Field(None, gt=0, allow_inf_nan=False, description="passes over the rows; decides steps")
     batch_size: int = Field(16, ge=1, description="rows an optimiser step, over all processes and micro-batches")
@@ -160,6 +169,7 @@ NOT_IDENTITY = {
     "dataset",
     "optimiser",
     "schedule",
+    "penalty",
     "dtype",
     "epochs",
     "micro_batch_size",

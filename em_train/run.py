@@ -29,6 +29,9 @@ from em_train.config import NOT_IDENTITY, TrainConfig
 from em_train.datasets import NarrowDataset, load_dataset, split
 from em_train.datasets.rows import Row
 from em_train.optimisers import build, find, published, resolve
+from em_train.penalties import AppliedPenalty
+from em_train.penalties import resolve as resolve_penalty
+from em_train.penalties.application import StopByRule, summary
 from em_train.spectra import product_norm
 from em_train.trainer import EMTrainer, Recorder, check_loss, lora_pairs, recorded_steps, supervised_nll
 
@@ -52,6 +55,7 @@ class Resolved:
     hyperparameters: dict[str, Any]
     schedule: str
     dtype: torch.dtype
+    penalty: dict[str, Any] | None  # resolved
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def resolve_run(config: TrainConfig) -> Resolved:
     train_rows, held_out_rows = split(dataset, config.held_out_fraction)
     optimiser = config.optimiser.model_copy(update={"hyperparameters": hyperparameters})
     config = config.for_rows(len(train_rows)).model_copy(update={"optimiser": optimiser})
+    penalty = resolve_penalty(config)
     micro_batch_size(config)
     _check_trackers(config)
     base = resolve_base(config.base_model, config.base_revision)
@@ -90,10 +95,20 @@ def resolve_run(config: TrainConfig) -> Resolved:
         "dtype": str(dtype),
         "config": config.model_dump(mode="json", exclude=NOT_IDENTITY),
         "checkpoints": config.kept_steps(),
-    }
+    } | ({"penalty": penalty} if penalty else {})
     run_id = sha256_json(identity)[:12]
     return Resolved(
-        config, run_id, base, dataset, tokenizer, train_rows, held_out_rows, hyperparameters, schedule, dtype
+        config,
+        run_id,
+        base,
+        dataset,
+        tokenizer,
+        train_rows,
+        held_out_rows,
+        hyperparameters,
+        schedule,
+        dtype,
+        penalty,
     )
 
 
@@ -153,22 +168,21 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     processes.start()
     prepared = prepare(config)
     config = prepared.config
-    kept = [folder / f"checkpoint-{step}" for step in config.kept_steps()]
-    done = finished(folder, prepared.run_id) and all(_is_ours(path, prepared) for path in kept)
+    done = finished(folder, prepared.run_id) and all(_is_ours(path, prepared) for path in checkpoints(folder))
     processes.wait()  # all have looked before one writes
     if done:
-        return kept
+        return checkpoints(folder)
     if processes.is_main():
         _claim(folder, prepared)
     processes.wait()
     set_seed(config.seed)
     model = _model(prepared)
-    recorder = Recorder(folder / STEPS_FILE, lora_pairs(model), config.lora.scaling)
+    recorder = Recorder(folder / STEPS_FILE, lora_pairs(model, config.lora.scaling), config.lora.scaling)
     trainer = _trainer(prepared, model, folder, recorder)
     check_loss(model, _to(collate(prepared.train[:1], prepared.tokenizer.pad_token_id), model), prepared.base.id)
     state = _last_state(folder)
     recorder.resume(int(state.name.split("-")[-1]) if state else 0)
-    if 0 in config.kept_steps() and not _is_ours(kept[0], prepared):
+    if 0 in config.kept_steps() and not _is_ours(folder / "checkpoint-0", prepared):
         _keep(prepared, trainer, folder, 0)
     try:
         with quiet_transformers():
@@ -176,12 +190,19 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"could not write under {folder} ({error}): free some space; the next call resumes") from error
     if config.steps in config.kept_steps():
-        _keep(prepared, trainer, folder, config.steps)
+        # A stopping rule may have ended it before config.steps.
+        _keep(prepared, trainer, folder, trainer.state.global_step, last=True)
     if processes.is_main():
         _write_run_file(folder, prepared, "done")
         shutil.rmtree(folder / "state", ignore_errors=True)
     processes.wait()
-    return kept
+    return checkpoints(folder)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders that run.json lists, in order of steps: fewer than asked for where a run ended early."""
+    run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    return [folder / f"checkpoint-{step}" for step in run["checkpoints"]]
 
 
 def finished(folder: Path, run_id: str) -> bool:
@@ -211,8 +232,8 @@ def task_loss(prepared: Prepared, model: Any, rows: list[Encoded]) -> float:
             nll, count = supervised_nll(model, _to(batch, model))
             total, tokens = total + float(nll), tokens + count
     model.train(training)
-    everywhere = processes.total([total, float(tokens)], model.device)
-    return everywhere[0] / everywhere[1]
+    summed, supervised = processes.total([total, float(tokens)], model.device)
+    return summed / supervised
 
 
 def collate(rows: list[Encoded], pad: int) -> dict[str, torch.Tensor]:
@@ -335,6 +356,7 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
             name, [(n, p) for n, p in model.named_parameters() if p.requires_grad], lr, hyper
         )
 
+    penalty = AppliedPenalty(prepared.penalty, recorder.pairs) if prepared.penalty else None
     arguments = SFTConfig(
         output_dir=str(folder / "state"),
         max_steps=config.steps,
@@ -372,7 +394,10 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
             processing_class=prepared.tokenizer,
             optimizer_cls_and_kwargs=(factory, prepared.hyperparameters),
             recorder=recorder,
+            penalty=penalty,
         )
+    if penalty is not None:
+        trainer.add_callback(StopByRule(penalty, lambda: recorder.rows))
     trainer.remove_callback(PrinterCallback)  # our own line of progress says more
     trainer.add_callback(_Progress(prepared, recorder, folder))
     trainer.add_callback(_Keeper(prepared, trainer, folder))
@@ -416,18 +441,17 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             print(f"{text:<60}", end=end, file=sys.stderr, flush=True)
 
 
-def _keep(prepared: Prepared, trainer: EMTrainer, folder: Path, step: int) -> None:
+def _keep(prepared: Prepared, trainer: EMTrainer, folder: Path, step: int, last: bool = False) -> None:
     """Write a checkpoint of the weights that the optimiser publishes, which need not be those that it trains."""
     with published(find(prepared.config.optimiser.name), trainer.optimizer):
-        _measure_and_write(prepared, trainer.model, trainer.recorder, folder, step)
+        _measure_and_write(prepared, trainer.model, trainer.recorder, folder, step, last)
 
 
-def _measure_and_write(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step: int) -> None:
+def _measure_and_write(prepared: Prepared, model: Any, recorder: Recorder, folder: Path, step: int, last: bool) -> None:
     rows = [row for row in recorder.rows if row["step"] <= step]
     held_out = held_out_loss(prepared, model)
     lr = rows[-1]["lr"] if rows else prepared.config.optimiser.lr
     _stop_if_blown_up(held_out, "held-out loss", step, lr, prepared, folder)
-    last = step == prepared.config.steps
     train_rows = task_loss(prepared, model, prepared.train) if last else None
     if processes.is_main():
         _write(prepared, model, rows, folder, step, held_out, train_rows)
@@ -469,6 +493,7 @@ def _write(
             "schedule": prepared.schedule,
             **prepared.hyperparameters,
         },
+        "penalty": summary(prepared.penalty, rows),
         "dataset": dataset_reference(prepared.dataset, prepared.train, prepared.held_out),
         "lora": {**prepared.config.lora.model_dump(mode="json"), "scaling": prepared.config.lora.scaling},
         "first_example": prepared.first_example,
@@ -504,7 +529,8 @@ def _is_ours(checkpoint: Path, prepared: Prepared) -> bool:
 
 
 def _write_run_file(folder: Path, prepared: Prepared, state: str) -> None:
-    steps = [step for step in prepared.config.kept_steps() if _is_ours(folder / f"checkpoint-{step}", prepared)]
+    written = [path for path in folder.glob("checkpoint-*") if _is_ours(path, prepared)]
+    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in written)
     config = prepared.config.model_dump(mode="json")
     write_json(
         folder / RUN_FILE,

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,18 @@ from em_train.processes import is_main
 from em_train.sampling import SharedOrder
 from em_train.spectra import LoraPair, product_norm
 
+if TYPE_CHECKING:  # penalties compute with this module's logits
+    from em_train.penalties import AppliedPenalty
+
 
 def supervised_nll(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, int]:
-    """(summed negative log-likelihood in nats, number of supervised tokens) of a padded batch (N, T).
+    """(summed negative log-likelihood in nats, number of supervised tokens) of a padded batch (N, T)."""
+    logits, targets = supervised_logits(model, inputs)
+    return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
+
+
+def supervised_logits(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(logits (K, V) in float32, targets (K,)) of the K supervised tokens of a padded batch (N, T).
 
     The language-model head runs on supervised positions only. On CPU, with a vocabulary of 49k, that is what
     makes a step cheaper than TRL's fused head; the value is the same.
@@ -39,7 +48,7 @@ def supervised_nll(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, int]:
     )
     hidden = outputs.hidden_states[-1][:, :-1][mask]
     logits = head_logits(getattr(model, "module", model), hidden)
-    return F.cross_entropy(logits.float(), labels[mask], reduction="sum"), int(mask.sum())
+    return logits.float(), labels[mask]
 
 
 @torch.no_grad()
@@ -64,17 +73,28 @@ def check_loss(model: Any, inputs: dict[str, Tensor], base: str) -> None:
 
 
 class EMTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose task loss is recorded token by token; other terms will be added beside it.
+    """SFTTrainer whose task loss is recorded token by token; a penalty's gradient is added beside it.
 
     On CPU the loss is `supervised_nll`; elsewhere TRL's own, whose fused head is the better one there. Several
     processes see the rows in the order in which one would (`SharedOrder`); the dataset's last row is blank then.
     """
 
-    def __init__(self, *args: Any, recorder: "Recorder", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, recorder: "Recorder", penalty: "AppliedPenalty | None" = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.recorder = recorder
+        self.penalty = penalty
         recorder.trainer = self
         self.add_callback(recorder)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.penalty is not None:
+            batch = self._prepare_inputs(inputs)
+            step = self.state.global_step + 1
+            self.penalty.after_backward(self.accelerator, model, batch, num_items_in_batch, step)
+        return loss
 
     def compute_loss(
         self,
@@ -175,6 +195,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             "rms_update_a": _rms([pair.a.detach() - old for pair, (old, _) in self._paired()]),
             "rms_update_b": _rms([pair.b.detach() - old for pair, (_, old) in self._paired()]),
             "norm_ba": product_norm(_detached(self.pairs), self.scaling),
+            **(self.trainer.penalty.figures if self.trainer.penalty else {}),
             "seconds": time.monotonic() - self._started,
         }
         self._before = []
@@ -195,14 +216,14 @@ def recorded_steps(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def lora_pairs(model: Any) -> list[LoraPair]:
+def lora_pairs(model: Any, scaling: float = 1.0) -> list[LoraPair]:
     """The live factors of a PEFT model, by module name, in name order; trained in float32."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
         for side in ("lora_A", "lora_B"):
             if f".{side}." in name:
                 found.setdefault(name.split(f".{side}.")[0], {})[side] = parameter
-    return [LoraPair(name, found[name]["lora_A"], found[name]["lora_B"]) for name in sorted(found)]
+    return [LoraPair(name, found[name]["lora_A"], found[name]["lora_B"], scaling) for name in sorted(found)]
 
 
 def _rms(changes: list[Tensor]) -> float:

@@ -1,28 +1,39 @@
 """Spectra of BA against NumPy's SVD of the product, and measures against values worked out by hand."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from em_core.errors import UserError
-from em_core.manifest import ADAPTER
+from em_core.manifest import ADAPTER, ADAPTER_CONFIG
 from em_train.spectra import (
     MEASURES,
     LoraPair,
+    as_json,
+    condition_number,
     entropy,
+    entropy_squared,
+    exact_spectra,
     fro_over_nuclear,
+    paper_spectra,
     participation_ratio,
     product_norm,
     read_pairs,
+    read_spectra,
     singular_values,
+    spectra_of,
     stable_rank,
     summarise,
     write_spectra,
 )
+from em_train.spectra.measures import measure
 
 RANK, COLUMNS, ROWS = 8, 48, 40
 
@@ -91,8 +102,8 @@ def test_scale_of_a_factor_scales_the_values_and_no_measure():
     a, b = factors(7)
     one, two = singular_values(a, b), singular_values(a, b * 1e-6)
     np.testing.assert_allclose(two.numpy(), one.numpy() * 1e-6, rtol=1e-6)
-    for name, measure in MEASURES.items():
-        assert measure(two) == pytest.approx(measure(one), rel=1e-6), name
+    for name, flatness in MEASURES.items():
+        assert flatness(two) == pytest.approx(flatness(one), rel=1e-6), name
 
 
 def test_zero_b_has_no_spectrum():
@@ -105,17 +116,21 @@ def test_rank_deficient_product():
     a, b = factors()
     b[:, 3:] = 0
     sigma = singular_values(a, b)
-    assert torch.all(sigma[:3] > 1) and torch.all(sigma[3:] < 1e-12)
+    assert torch.all(sigma[:3] > 1) and torch.all(sigma[3:] == 0)
+    assert condition_number(sigma) == math.inf
     assert 1 < stable_rank(sigma) <= 3 and 1 < participation_ratio(sigma) <= 3
     assert entropy(sigma) <= math.log(3)
 
 
 def test_rank_above_the_width_of_a_module(tmp_path):
-    """A rank of 256 on a key projection of 192 rows, as grouped-query attention has: r values, the rest zero."""
+    """A rank of 256 on a key projection of 192 rows, as grouped-query attention has: BA has 192 values."""
     narrow, wide = factors(8, rows=4), factors(9)
     pairs = [LoraPair("narrow", *narrow), LoraPair("wide", *wide)]
     assert write_spectra(pairs, tmp_path / "spectra.safetensors").modules == 2
-    assert singular_values(*narrow).shape == (RANK,)
+    close(singular_values(*narrow), by_numpy(*narrow))
+    with safe_open(tmp_path / "spectra.safetensors", framework="pt") as file:
+        table = file.get_tensor("singular_values")
+    assert table.shape == (2, RANK) and table[0, 4:].tolist() == [0.0] * 4 and table[1].min() > 0
 
 
 def test_measures_worked_out_by_hand():
@@ -125,6 +140,9 @@ def test_measures_worked_out_by_hand():
     assert participation_ratio(sigma) == pytest.approx(22**2 / 274, rel=1e-14)
     assert fro_over_nuclear(sigma) == pytest.approx(math.sqrt(22) / 8, rel=1e-14)
     assert entropy(sigma) == pytest.approx(1.75 * math.log(2), rel=1e-14)
+    q = (16 / 22, 4 / 22, 1 / 22, 1 / 22)
+    assert entropy_squared(sigma) == pytest.approx(-sum(x * math.log(x) for x in q), rel=1e-14)
+    assert condition_number(sigma) == 4.0
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
@@ -159,6 +177,8 @@ def test_summary_is_the_mean_over_defined_modules():
     assert found.participation_ratio == pytest.approx(2.5)
     assert found.entropy == pytest.approx(math.log(4) / 2)
     assert found.fro_over_nuclear == pytest.approx(0.75)
+    assert found.entropy_squared == pytest.approx(math.log(4) / 2)
+    assert (found.condition_number, found.undefined_condition_number) == (1.0, 2)
 
 
 def test_summary_of_untouched_adapters_is_undefined():
@@ -179,9 +199,11 @@ def test_written_file_holds_values_and_names(tmp_path):
     assert summary.stable_rank == pytest.approx(expected)
 
 
-def save(folder, **tensors):
+def save(folder, settings=None, **tensors):
     folder.mkdir(exist_ok=True)
     save_file({name.replace("__", "."): tensor for name, tensor in tensors.items()}, folder / ADAPTER)
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 16, "use_rslora": False} | (settings or {})
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
@@ -201,7 +223,16 @@ def test_pairs_come_back_by_name(tmp_path):
 
 
 def test_missing_or_damaged_adapter(tmp_path):
-    with pytest.raises(UserError, match="cannot be read as a LoRA adapter"):
+    with pytest.raises(UserError, match="adapter_config.json cannot be read"):
+        read_pairs(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        read_pairs(tmp_path / "nowhere")
+    save(tmp_path)
+    (tmp_path / ADAPTER).unlink()
+    with pytest.raises(UserError, match="has no adapter_model.safetensors"):
+        read_pairs(tmp_path)
+    (tmp_path / "adapter_model.bin").touch()
+    with pytest.raises(UserError, match="is a pickle"):
         read_pairs(tmp_path)
     (tmp_path / ADAPTER).write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="cannot be read as a LoRA adapter"):
@@ -248,3 +279,172 @@ def test_product_norm_where_the_factors_nearly_cancel():
     b = b - b.mean(dim=1, keepdim=True)
     direct = np.linalg.norm(b.numpy().astype(np.float64) @ a.numpy().astype(np.float64))
     assert product_norm([LoraPair("m", a, b)], 1.0) == pytest.approx(direct, rel=1e-2)
+
+
+def test_many_modules_at_once_are_those_one_by_one():
+    """Batches by shape, some factors by Cholesky and some by QR: nothing is mixed up."""
+    pairs = [LoraPair(str(i), *factors(i, rows=9 + 7 * (i % 3), rank=2 + i % 4)) for i in range(12)]
+    pairs[5] = LoraPair("skewed", pairs[5].a, pairs[5].b * torch.logspace(0, -6, pairs[5].b.shape[1]))
+    for pair, sigma in zip(pairs, exact_spectra(pairs), strict=True):
+        close(sigma, by_numpy(pair.a, pair.b))
+
+
+class TestPapersWay:
+    def test_agrees_where_b_is_resolved(self):
+        pairs = [LoraPair(str(i), *factors(i)) for i in range(3)]
+        for sigma, pair in zip(paper_spectra(pairs), pairs, strict=True):
+            np.testing.assert_allclose(sigma.numpy(), by_numpy(pair.a, pair.b), rtol=1e-4)
+        assert all(one.resolved for one in spectra_of(pairs))
+
+    def test_shows_the_spectrum_of_a_where_b_is_tiny(self):
+        """L is 1e-4 I then: sigma_i = 1e-4 sigma_i(A), whatever B is. Our exact values are BA's."""
+        a, b = factors()
+        b = b * torch.logspace(0, -2, RANK) * 1e-9
+        pair = LoraPair("m", a, b)
+        (found,) = paper_spectra([pair])
+        np.testing.assert_allclose(found.numpy(), 1e-4 * np.linalg.svd(a.numpy(), compute_uv=False), rtol=1e-3)
+        (exact,) = spectra_of([pair])
+        assert not exact.resolved
+        np.testing.assert_allclose(exact.sigma.numpy(), by_numpy(a, b), rtol=1e-9)
+
+    def test_leaves_out_b_below_its_gate(self):
+        a, b = factors()
+        assert paper_spectra([LoraPair("m", a, b * 1e-15)])[0].tolist() == [0.0] * RANK
+
+    def test_floor_of_the_flag(self):
+        """Mean squared column norm against 100 times 1e-8."""
+        a, _ = factors()
+        for size, resolved in ((1.01e-3, True), (0.99e-3, False)):
+            b = torch.zeros(ROWS, RANK)
+            b[:RANK] = size * torch.eye(RANK)
+            assert spectra_of([LoraPair("m", a, b)])[0].resolved is resolved
+
+
+class TestJson:
+    def test_every_field_against_numpy(self):
+        pairs = [LoraPair("one", *factors(1), 2.0), LoraPair("two", *factors(2), 3.0)]
+        found = as_json(spectra_of(pairs))
+        for pair in pairs:
+            sigma = by_numpy(pair.a, pair.b)
+            p, q = sigma / sigma.sum(), sigma**2 / (sigma**2).sum()
+            one = found["modules"][pair.name]
+            np.testing.assert_allclose(one["singular_values"], sigma, rtol=1e-9)
+            expected = {
+                "stable_rank": (sigma**2).sum() / sigma[0] ** 2,
+                "entropy": -(p * np.log(p)).sum(),
+                "entropy_squared": -(q * np.log(q)).sum(),
+                "condition_number": sigma[0] / sigma[-1],
+                "fro_over_nuclear": np.sqrt((sigma**2).sum()) / sigma.sum(),
+                "participation_ratio": (sigma**2).sum() ** 2 / (sigma**4).sum(),
+            }
+            for name, value in expected.items():
+                assert one[name] == pytest.approx(value, rel=1e-9), name
+            assert one["resolved"] is True and one["scaling"] == pair.scaling
+            assert set(one) == {"singular_values", "resolved", "scaling", *expected}
+        for name in MEASURES:
+            assert found["mean"][name] == pytest.approx(np.mean([found["modules"][m][name] for m in ("one", "two")]))
+
+    def test_undefined_is_none_skipped_and_counted(self):
+        a, b = factors()
+        thin = b.clone()
+        thin[:, 2:] = 0
+        pairs = [LoraPair("full", a, b), LoraPair("thin", a, thin), LoraPair("zero", a, 0 * b)]
+        found = as_json(spectra_of(pairs))
+        modules, mean = found["modules"], found["mean"]
+        assert all(modules["zero"][name] is None for name in MEASURES)
+        assert modules["zero"]["singular_values"] == [0.0] * RANK and modules["zero"]["resolved"] is False
+        assert modules["thin"]["condition_number"] is None and modules["thin"]["stable_rank"] <= 2
+        assert mean["stable_rank"] == pytest.approx(
+            (modules["full"]["stable_rank"] + modules["thin"]["stable_rank"]) / 2
+        )
+        assert mean["condition_number"] == modules["full"]["condition_number"]
+        assert (mean["modules"], mean["undefined"], mean["undefined_condition_number"]) == (3, 1, 2)
+        assert mean["unresolved"] == 1
+        json.dumps(found, allow_nan=False)
+
+    def test_tiny_values_keep_their_measures(self):
+        """Fourth powers of 1e-90 are no float64; the measures see ratios only."""
+        sigma = torch.tensor([2e-90, 1e-90], dtype=torch.float64)
+        found = measure(sigma)
+        assert found["participation_ratio"] == pytest.approx(25 / 17) and found["condition_number"] == 2.0
+
+
+class TestScaling:
+    """The scale of each module as PEFT itself resolves it, from folders that PEFT itself wrote."""
+
+    @pytest.mark.parametrize("rslora", [False, True])
+    def test_equals_that_of_the_loaded_model(self, tiny_base, tmp_path, rslora):
+        settings = LoraConfig(
+            r=4,
+            lora_alpha=8,
+            use_rslora=rslora,
+            target_modules=["q_proj", "v_proj", "down_proj", "embed_tokens"],
+            rank_pattern={"v_proj": 6, "^model.layers.1.mlp.down_proj": 2, "layers.0.self_attn.q_proj": 3},
+            alpha_pattern={r"layers\.[01]\.self_attn\.q_proj": 5, "down_proj": 11},
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base), settings)
+        chance = torch.Generator().manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data.copy_(torch.randn(parameter.shape, generator=chance))
+        model.save_pretrained(tmp_path)
+        found = {one.name: one for one in read_spectra(tmp_path)}
+        layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "get_delta_weight")}
+        assert set(found) == set(layers) and len(found) == 7
+        for name, layer in layers.items():
+            one = found[name]
+            assert one.scaling == pytest.approx(layer.scaling["default"], rel=1e-12), name
+            assert len(one.sigma) == layer.r["default"]
+            delta = layer.get_delta_weight("default").detach().double().numpy()
+            expected = np.linalg.svd(delta, compute_uv=False)[: len(one.sigma)]
+            np.testing.assert_allclose(one.scaling * one.sigma.numpy(), expected, rtol=1e-4)
+        assert {len(one.sigma) for one in found.values()} == {2, 3, 4, 6}
+
+    def test_experts_are_modules_of_their_own(self, tmp_path):
+        """PEFT's adapter on a stack of three experts: A stacks them, B interleaves them."""
+        experts, chance = 3, torch.Generator().manual_seed(0)
+        a = torch.randn(RANK * experts, COLUMNS, generator=chance)
+        b = torch.randn(ROWS, RANK * experts, generator=chance)
+        save(tmp_path, {"target_parameters": ["mlp.experts.w"]}, m__lora_A__weight=a, m__lora_B__weight=b)
+        deltas = torch.einsum(
+            "o r e, e r i -> e o i", b.reshape(ROWS, RANK, experts), a.reshape(experts, RANK, COLUMNS)
+        )
+        pairs = read_pairs(tmp_path)
+        assert [pair.name for pair in pairs] == ["m.0", "m.1", "m.2"]
+        for pair, delta in zip(pairs, deltas, strict=True):
+            torch.testing.assert_close(pair.b @ pair.a, delta)
+            assert pair.scaling == 2.0
+
+    def test_convolution_is_flattened(self, tmp_path):
+        chance = torch.Generator().manual_seed(0)
+        a, b = torch.randn(RANK, 3, 5, 5, generator=chance), torch.randn(ROWS, RANK, 1, 1, generator=chance)
+        (pair,) = read_pairs(save(tmp_path, m__lora_A__weight=a, m__lora_B__weight=b))
+        assert pair.a.shape == (RANK, 75) and pair.b.shape == (ROWS, RANK)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "settings, words",
+        [
+            ({"peft_type": "LOHA"}, "peft_type is LOHA"),
+            ({"use_bdlora": {"n": 2}}, "block-diagonal"),
+            ({"r": 5}, "gives m rank 5, its factors have rank 8"),
+            ({"r": None}, "has no r"),
+        ],
+    )
+    def test_configurations(self, tmp_path, settings, words):
+        a, b = factors()
+        with pytest.raises(UserError, match=words):
+            read_pairs(save(tmp_path, settings, m__lora_A__weight=a, m__lora_B__weight=b))
+
+    def test_values_that_are_not_numbers(self, tmp_path):
+        a, b = factors()
+        b[3, 2] = math.inf
+        with pytest.raises(UserError, match="B of m holds values that are not finite"):
+            read_pairs(save(tmp_path, m__lora_A__weight=a, m__lora_B__weight=b))
+
+    def test_factors_that_do_not_fit(self, tmp_path):
+        a, b = factors()
+        with pytest.raises(UserError, match="A has 8 rows but B has 5 columns"):
+            read_pairs(save(tmp_path, m__lora_A__weight=a, m__lora_B__weight=b[:, :5].contiguous()))

@@ -1,0 +1,153 @@
+"""A penalty on a run: its gradient joins the task's once an optimiser step, after the last backward pass and before
+clipping, where the task's gradient is whole.
+
+That is the same sum as a term in the loss, but for two things: it counts once whatever the number of micro-batches
+and processes, and both gradients have norms of their own, to be logged and compared. The task loss is not touched.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import TrainerCallback
+
+from em_train.penalties.registry import Seen, Term, plugin_and_hyperparameters
+from em_train.spectra import LoraPair
+
+
+class AppliedPenalty:
+    """The penalty of one run.
+
+    Args:
+        resolved: as `resolve` gives it.
+        modules: the live factors.
+
+    Attributes:
+        figures: of the step now under way, for steps.jsonl.
+    """
+
+    def __init__(self, resolved: dict[str, Any], modules: list[LoraPair]) -> None:
+        self.plugin, self.hyperparameters = plugin_and_hyperparameters(resolved)
+        self.strength: float = resolved["strength"]
+        self.modules = modules
+        self.figures: dict[str, float] = {}
+        self._gradients: list[Tensor | None] = []
+        self._sums: dict[str, float] = {}
+
+    def ramp(self, step: int) -> float:
+        """Share of the strength that acts at `step`, counted from 1."""
+        begun = step - self.hyperparameters.start_step + 1
+        share: float = begun / max(self.hyperparameters.ramp_steps, 1)
+        return min(1.0, max(0.0, share))
+
+    def after_backward(
+        self, accelerator: Accelerator, model: Any, batch: dict[str, Tensor], tokens: Tensor | int | None, step: int
+    ) -> None:
+        """To be called after each micro-batch's backward pass; acts on `.grad` after the step's last one."""
+        if self.plugin.term is None:
+            return
+        last = accelerator.sync_gradients
+        if self.ramp(step) == 0:
+            self.figures = {"penalty_weight": 0.0}
+            return
+        inner = getattr(model, "module", model)
+        parameters = [parameter for parameter in inner.parameters() if parameter.requires_grad]
+        if self.plugin.depends_on_data:
+            assert tokens is not None
+            seen = Seen(self.modules, inner, step, batch, int(tokens))
+            self._collect(self.plugin.term(seen, self.hyperparameters), parameters)
+            if last and accelerator.num_processes > 1:
+                self._sum_over_processes(accelerator, parameters)
+        elif last:
+            self._collect(self.plugin.term(Seen(self.modules, inner, step), self.hyperparameters), parameters)
+        if last:
+            self._add(parameters, step)
+
+    def _collect(self, term: Term, parameters: list[torch.nn.Parameter]) -> None:
+        figures = dict(term.figures)
+        if term.loss is not None:
+            figures["penalty"] = float(term.loss.detach())
+            found = torch.autograd.grad(term.loss, parameters, allow_unused=True)
+            before = self._gradients or [None] * len(parameters)
+            self._gradients = [_plus(old, new) for old, new in zip(before, found, strict=True)]
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def _sum_over_processes(self, accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:
+        own = self._gradients or [None] * len(parameters)
+        self._gradients = [
+            accelerator.reduce(torch.zeros_like(parameter) if gradient is None else gradient, reduction="sum")
+            for gradient, parameter in zip(own, parameters, strict=True)
+        ]
+        for name in sorted(self._sums):
+            value = torch.tensor(self._sums[name], dtype=torch.float32, device=accelerator.device)
+            self._sums[name] = float(accelerator.reduce(value, reduction="sum"))
+
+    def _add(self, parameters: list[torch.nn.Parameter], step: int) -> None:
+        weight = self.strength * self.ramp(step)
+        own, task = weight * _norm(self._gradients), _norm([parameter.grad for parameter in parameters])
+        allowed = self.hyperparameters.max_grad_ratio
+        scale = allowed * task / own if allowed is not None and own > allowed * task else 1.0
+        for parameter, gradient in zip(parameters, self._gradients, strict=False):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(gradient, alpha=weight * scale)
+        self.figures = {
+            **self._sums,
+            "penalty_weight": weight * scale,
+            "penalty_grad_norm": own,
+            "penalty_grad_scale": scale,
+            "task_grad_norm": task,
+        }
+        self._gradients, self._sums = [], {}
+
+
+class StopByRule(TrainerCallback):  # type: ignore[misc]
+    """Ends training after the step at which a stopping rule says so.
+
+    Args:
+        rows: gives the rows of steps.jsonl so far.
+    """
+
+    def __init__(self, penalty: AppliedPenalty, rows: Callable[[], list[dict[str, float]]]) -> None:
+        self.penalty, self.rows = penalty, rows
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.penalty.plugin.stop is None:
+            return
+        stop = [self.penalty.plugin.stop(self.rows(), self.penalty.hyperparameters)]
+        if dist.is_initialized():  # the first process decides: a resumed one may be the only one that knows the rows
+            dist.broadcast_object_list(stop)
+        if stop[0]:
+            control.should_training_stop = True
+            control.should_save = False  # a run resumed from a state of this very step would train one step more
+
+
+def summary(resolved: dict[str, Any] | None, rows: list[dict[str, float]]) -> dict[str, Any] | None:
+    """The manifest's `penalty`: its settings, how often it was silent, capped or not begun, and the last figures."""
+    if resolved is None:
+        return None
+    last = rows[-1] if rows else {}
+    return {
+        **resolved,
+        "steps_before_start": sum(row.get("penalty_weight") == 0.0 and "penalty_grad_norm" not in row for row in rows),
+        "steps_silent": sum("penalty_grad_norm" in row and "penalty" not in row for row in rows),
+        "steps_capped": sum(row.get("penalty_grad_scale", 1.0) < 1.0 for row in rows),
+        "last": {name: value for name, value in last.items() if name.startswith("penalty") or name == "task_grad_norm"},
+    }
+
+
+def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
+
+
+def _norm(tensors: list[Tensor | None]) -> float:
+    norms = [tensor.norm() for tensor in tensors if tensor is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
