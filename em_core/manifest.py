@@ -130,6 +130,10 @@ class Manifest(_Plain):
     penalty: dict[str, Any] | None = None
     post_processing: dict[str, Any] | None = None
 
+    def for_log(self) -> dict[str, Any]:
+        """As an evaluation's log carries it: the training example and the environment stay with the checkpoint."""
+        return self.model_dump(mode="json", exclude={"first_example", "environment"})
+
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint folder of ours.

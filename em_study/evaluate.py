@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inspect_ai.log import EvalLog
+
 from em_core.adapters import base_of
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST, read_manifest
@@ -89,31 +91,49 @@ def evaluate(
         grader: model of role `grader`, by name or as an Inspect model.
         settings: further settings of `inspect_ai.eval_set`.
     """
-    from inspect_ai import eval_set
-
     folder = Path(target.model.partition("/")[2].rpartition("@")[0] or target.source)
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-    about = manifest.model_dump(mode="json", exclude={"first_example", "environment"}) if manifest else None
+    manifest = read_manifest(folder).for_log() if (folder / MANIFEST).is_file() else None
+    about = {"label": target.label, "manifest": manifest}
     try:
-        ok, logs = eval_set(
-            task,
-            task_args=task_args,
-            log_dir=str(log_dir / target.label),
-            model=target.model,
-            model_roles={"grader": grader} if grader is not None else None,
-            metadata={"label": target.label, "manifest": about},
-            retry_attempts=2,
-            log_dir_allow_dirty=True,
-            acp_server=False,
-            ctl_server=False,
-            **(ENGINES[engine] | settings),
+        log, reason = run_eval_set(
+            task, target.model, log_dir / target.label, task_args, grader, about, **(ENGINES[engine] | settings)
         )
     except Exception as error:
-        reason = getattr(error, "message", None) or str(error) or type(error).__name__
-        return Evaluated(target, str(reason).strip().splitlines()[0])
-    if not logs:
-        return Evaluated(target, "no log was written")
-    used = (logs[0].stats.role_usage or {}).get("grader")
+        found = getattr(error, "message", None) or str(error) or type(error).__name__
+        return Evaluated(target, str(found).strip().splitlines()[0])
+    if log is None:
+        return Evaluated(target, reason)
+    used = (log.stats.role_usage or {}).get("grader")
     usage = Usage(used.input_tokens, used.output_tokens, used.total_cost) if used else None
+    return Evaluated(target, reason, log.location, usage)
+
+
+def run_eval_set(
+    task: str,
+    model: str,
+    folder: Path,
+    task_args: dict[str, Any],
+    grader: Any,
+    metadata: dict[str, Any],
+    **settings: Any,
+) -> tuple[EvalLog | None, str | None]:
+    """One task as an Inspect eval set of one, so that a partial log is resumed; its log, and why it did not finish."""
+    from inspect_ai import eval_set
+
+    ok, logs = eval_set(
+        task,
+        task_args=task_args,
+        log_dir=str(folder),
+        model=model,
+        model_roles={"grader": grader} if grader else None,
+        metadata=metadata,
+        retry_attempts=2,
+        log_dir_allow_dirty=True,
+        acp_server=False,
+        ctl_server=False,
+        **settings,
+    )
+    if not logs:
+        return None, "no log was written"
     failed = next((log.error.message.splitlines()[0] for log in logs if log.error), "no reason given")
-    return Evaluated(target, None if ok else failed, logs[0].location, usage)
+    return logs[0], None if ok else failed

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock
 from rich.console import Console
@@ -145,45 +145,33 @@ def evaluation_key(manifest: Manifest, evaluation: Evaluation) -> str:
 
 def _inspect(study: str, label: str, checkpoint: Path, evaluation: Evaluation, folder: Path) -> str | None:
     """One Inspect task as an eval set of one, so that a partial log is resumed; why it did not finish, or None."""
-    from inspect_ai import eval_set
-
     from em_eval.providers.weights import content_hash
     from em_study.counting import counted
+    from em_study.evaluate import ENGINES, run_eval_set
 
     started = time.monotonic()
     console.print(f"  {label}: {evaluation.name} ...", end=" ")
+    about = {
+        "study": study,
+        "label": label,
+        "evaluation": evaluation.name,
+        "contents": contents_of(evaluation),
+        "manifest": read_manifest(checkpoint).for_log(),
+    }
     with counted(folder):
-        ok, logs = eval_set(
+        _, reason = run_eval_set(
             f"em_eval/{evaluation.task}",
-            task_args=evaluation.arguments(),
-            log_dir=str(folder),
-            model=f"peft/{checkpoint}@{content_hash(str(checkpoint))}",
-            model_roles={"grader": evaluation.grader} if evaluation.grader else None,
-            metadata={
-                "study": study,
-                "label": label,
-                "evaluation": evaluation.name,
-                "contents": contents_of(evaluation),
-                "manifest": manifest_for_log(checkpoint),
-            },
+            f"peft/{checkpoint}@{content_hash(str(checkpoint))}",
+            folder,
+            evaluation.arguments(),
+            evaluation.grader,
+            about,
             display="none",
             log_level="error",
-            retry_attempts=2,
-            max_samples=256,
-            log_dir_allow_dirty=True,
-            acp_server=False,
-            ctl_server=False,
-            **evaluation.sampling(),
+            **(ENGINES["peft"] | evaluation.sampling()),
         )
-    console.print(f"{'done' if ok else 'not finished'} ({time.monotonic() - started:.0f} s)")
-    if ok:
-        return None
-    return next((log.error.message.splitlines()[0] for log in logs if log.error), "no reason given")
-
-
-def manifest_for_log(checkpoint: Path) -> dict[str, Any]:
-    """The manifest as the log carries it; the training example and the environment stay with the checkpoint."""
-    return read_manifest(checkpoint).model_dump(mode="json", exclude={"first_example", "environment"})
+    console.print(f"{'not finished' if reason else 'done'} ({time.monotonic() - started:.0f} s)")
+    return reason
 
 
 def existing(plan: Plan) -> list[Target]:

@@ -172,7 +172,7 @@ def _row(
         answers=judged,
         probe=probe,
         rate=rate,
-        corrected=_corrected(rate, judge),
+        corrected=_corrected(rate, judge) if "em" in logs and _as_measured(judge, logs["em"], manifest) else None,
         eligible=len(eligible),
         total=len(judged),
         alignment=mean_interval([a.judgement.alignment or 0.0 for a in eligible], [a.family for a in eligible]),
@@ -197,6 +197,18 @@ def _probe(log: EvalLog | None, base: dict[str, float], is_base: bool) -> list[P
         shift = None if before is None else margin - before
         pairs.append(ProbePair(str(sample.id), str(sample.metadata.get("theme", "")), margin, shift))
     return pairs
+
+
+def _as_measured(judge: dict[str, Any], log: EvalLog, manifest: Manifest) -> bool:
+    """Whether answers were drawn as those were on which the judge's error rates were measured."""
+    config = log.plan.config
+    drawn = {
+        "base": manifest.base.id,
+        "questions": (log.eval.metadata or {}).get("questions"),
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+    }
+    return judge.get("measured_under") == drawn
 
 
 def _corrected(rate: Interval | None, judge: dict[str, Any]) -> Interval | None:

@@ -119,7 +119,7 @@ def reasons(row: Row) -> dict[str, str]:
         "spectrum": f"{untrained}, so BA = 0" if base else "BA = 0, or not in the checkpoint's manifest",
         "held_out": "not measured at this checkpoint",
         "rate": "no answer was eligible" if row.total else no_answers,
-        "corrected": "needs a rate, and a sensitivity and specificity of the judge that beat chance",
+        "corrected": "needs a rate, and a judge that beats chance and was measured on answers drawn as these were",
         "alignment": "no scores from at least two question families" if row.total else no_answers,
         "coherent": "no answer has a coherence score" if row.total else no_answers,
         "shift": "the reference: its shift is 0 by definition"
