@@ -11,12 +11,12 @@ import pandas as pd
 
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST, Manifest, read_manifest
+from em_eval.intervals import Interval
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.contrasts import OptimiserContrast, optimiser_contrasts
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.matched import Matched, Point, Run, match
 from em_study.results import Results, Row
-from em_study.statistics import Interval
 from em_study.table import checkpoint_table, settings
 from em_study.variance import VarianceShares, variance_shares
 

@@ -14,7 +14,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from em_core.errors import UserError
-from em_study.statistics import Interval
+from em_eval.intervals import Interval
 
 FORMULAS = {
     "pooled": "alignment ~ log_loss",

@@ -11,7 +11,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from em_study.statistics import Interval
+from em_eval.intervals import Interval
 
 FALLING = ("train_loss", "held_out_loss")
 

@@ -89,40 +89,38 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None) ->
     from em_train.run import prepare
 
     left_out: dict[str, str] = {}
-    resolved: list[tuple[Cell, str]] = []
+    resolved = []
     for cell in cells(study):
         each(cell)
         try:
-            resolved.append((cell, prepare(cell.config).run_id))
+            resolved.append((cell, prepare(cell.config)))
         except UserError as error:
             if not cell.optional:
                 raise
             left_out[cell.label] = str(error)
-    names = base_labels([cell for cell, _ in resolved])
+    names = base_labels([(cell.label, found.config) for cell, found in resolved])
     frozen = [
         FrozenCell(
             study=study.name,
             label=cell.label,
-            run_id=run_id,
-            config=cell.config,
+            run_id=found.run_id,
+            config=found.config,
             evaluations=study.evaluations,
             base_label=names.get(cell.label),
         )
-        for cell, run_id in resolved
+        for cell, found in resolved
     ]
     return Plan(study.name, frozen, left_out)
 
 
-def base_labels(planned: list[Cell]) -> dict[str, str]:
+def base_labels(planned: list[tuple[str, TrainConfig]]) -> dict[str, str]:
     """For each base model the cell that evaluates it as its step 0: the first one that keeps step 0."""
-    first: dict[tuple[str, str | None], Cell] = {}
-    for cell in planned:
-        if 0 in cell.config.kept_steps():
-            first.setdefault((cell.config.base_model, cell.config.base_revision), cell)
+    first: dict[tuple[str, str | None], str] = {}
+    for label, config in planned:
+        if 0 in config.kept_steps():
+            first.setdefault((config.base_model, config.base_revision), label)
     several = len(first) > 1
-    return {
-        cell.label: f"base-{Path(base).name}-step0" if several else "base-step0" for (base, _), cell in first.items()
-    }
+    return {label: f"base-{Path(base).name}-step0" if several else "base-step0" for (base, _), label in first.items()}
 
 
 def freeze(plan: Plan) -> None:

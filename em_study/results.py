@@ -11,13 +11,14 @@ from safetensors import safe_open
 
 from em_core.manifest import Manifest, read_manifest
 from em_eval.answers import Answer, answers
+from em_eval.intervals import Interval, mean_interval, rate_interval
 from em_eval.judge.embedded import JUDGED_COHERENT
 from em_eval.outcomes import COHERENT_ABOVE, OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.execute import Target
 from em_study.logs import LOGS, Logs
-from em_study.statistics import Interval, corrected_rate, mean_interval, paired_contrasts, rate_interval
-from em_study.study import Study
+from em_study.statistics import corrected_rate, paired_contrasts
+from em_study.study import Assumption, Study
 from em_train.checkpoint import SPECTRA
 
 
@@ -80,6 +81,8 @@ class Results:
     Attributes:
         verdict: the order found, or "not distinguishable", in words.
         judge: facts of the judge as kept in the logs' metadata (method, measured figures).
+        reproduces, assumptions, drops: of the study file: what published study it reconstructs, which settings its
+            text leaves open, and which axes are left out.
     """
 
     study: str
@@ -90,6 +93,9 @@ class Results:
     judge: dict[str, Any]
     seeds: tuple[int, ...]
     log_dir: Path
+    reproduces: str = ""
+    assumptions: tuple[Assumption, ...] = ()
+    drops: tuple[str, ...] = ()
 
 
 ARM = {"bad": "bad", "benign": "benign", "unknown": "other data"}
@@ -129,6 +135,9 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None) -
         judge=judge,
         seeds=study.seeds,
         log_dir=LOGS / study.name,
+        reproduces=study.reproduces,
+        assumptions=study.assumptions,
+        drops=study.drops,
     )
 
 

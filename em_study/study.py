@@ -1,6 +1,5 @@
 """The study file: a grid of training runs and the evaluations of their checkpoints."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -287,9 +286,7 @@ def _cell(
     optional: bool = False,
 ) -> Cell:
     own = axis.training.model_dump(exclude_none=True)
-    steps = own.get("steps") or study.steps or TrainConfig.model_fields["steps"].default
-    if study.epochs is not None and "steps" not in own:
-        steps = _epoch_steps(dataset, study.epochs, batch, optional) or steps
+    length = {"epochs": study.epochs} if study.epochs is not None else {"steps": study.steps} if study.steps else {}
     given = {
         "base_model": base,
         "base_revision": study.base_revision,
@@ -305,14 +302,35 @@ def _cell(
         "dtype": study.dtype,
         "seed": seed,
         "data_seed": seed,
+        "checkpoints": study.checkpoints,
+        **({} if "steps" in own else length),
         **own,
-        "steps": steps,
-        "checkpoints": _kept(study.checkpoints, steps),
     }
     if penalty is not None:
         given["penalty"] = penalty
     label = _label(study, base, batch, dataset, axis, lr, penalty, seed)
-    return Cell(label, parse_config(given, f"study '{study.name}', cell {label}"), optional)
+    config = parse_config(given, f"study '{study.name}', cell {label}")
+    return Cell(label, _with_steps(config, optional), optional)
+
+
+def _with_steps(config: TrainConfig, optional: bool) -> TrainConfig:
+    """With the steps that its epochs make, counted on the dataset's rows."""
+    if config.epochs is None:
+        return config
+    try:
+        return config.for_rows(_train_rows(config.dataset))
+    except UserError:
+        if optional:  # the cell is left out later, with the reason
+            return config
+        raise
+
+
+@lru_cache
+def _train_rows(dataset: str) -> int:
+    from em_train.datasets import load_dataset, split
+
+    fraction = TrainConfig.model_fields["held_out_fraction"].default
+    return len(split(load_dataset(dataset), fraction)[0])
 
 
 def _label(
@@ -344,45 +362,6 @@ def _penalty_words(study: Study, penalty: dict[str, Any]) -> str:
     if Counter(axis.name for axis in study.penalties)[penalty["name"]] > 1:
         words += "".join(f"-{name}{_compact(value)}" for name, value in penalty["hyperparameters"].items())
     return words
-
-
-def _kept(asked: tuple[int | str, ...], steps: int) -> tuple[int, ...]:
-    """Steps with log:N resolved."""
-    found: list[int] = []
-    for item in asked:
-        if isinstance(item, int):
-            found.append(item)
-        else:
-            found += [0, *log_spaced(steps, int(item.removeprefix("log:")))]
-    return tuple(dict.fromkeys(found))
-
-
-def log_spaced(last: int, count: int) -> list[int]:
-    """`count` steps up to `last`, evenly spaced in log(step + shift); fewer where neighbours coincide.
-
-    The shift is 7.5 % of the run: at 625 steps that is within seven steps of the list which a replication of Evil
-    Spectra used (10, 20, 32, 47, ..., 512, 625); without it most of the steps would crowd into the first ten.
-    """
-    shift = 0.075 * last
-    steps = [round((last + shift) ** (i / count) * shift ** (1 - i / count) - shift) for i in range(1, count + 1)]
-    return sorted({max(1, step) for step in steps})
-
-
-def _epoch_steps(dataset: str, epochs: float, batch: int, optional: bool) -> int | None:
-    try:
-        return max(1, round(epochs * math.ceil(_train_rows(dataset) / batch)))
-    except UserError:
-        if optional:  # the cell is left out later, with the reason
-            return None
-        raise
-
-
-@lru_cache
-def _train_rows(dataset: str) -> int:
-    from em_train.datasets import load_dataset, split
-
-    fraction = TrainConfig.model_fields["held_out_fraction"].default
-    return len(split(load_dataset(dataset), fraction)[0])
 
 
 def _compact(value: Any) -> str:

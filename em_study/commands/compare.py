@@ -11,8 +11,8 @@ from rich.table import Table
 from em_core.errors import UserError
 
 if TYPE_CHECKING:
+    from em_eval.intervals import Interval
     from em_study.comparison import Comparison
-    from em_study.statistics import Interval
 
 
 def add(app: typer.Typer) -> None:

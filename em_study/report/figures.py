@@ -22,9 +22,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from em_eval.intervals import Interval
 from em_study.report.terminal import is_known
 from em_study.results import Row
-from em_study.statistics import Interval
 
 # Stand-ins that become the page's own colours in the SVG: they differ between light and dark.
 INK, MUTED, PAGE = "#010101", "#020202", "#fdfdfd"

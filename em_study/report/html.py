@@ -17,12 +17,12 @@ from markupsafe import Markup
 
 from em_core.files import write_text
 from em_eval.answers import Answer
+from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.report.figures import PAGE_COLOURS, draw_all, palette
 from em_study.report.terminal import GAP, decimal, is_known, judge_in_words, seed_statement, with_range
 from em_study.results import Results, Row
-from em_study.statistics import Interval
 
 TRANSCRIPTS = "transcripts"
 METHODS = {

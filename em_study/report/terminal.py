@@ -9,8 +9,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from em_eval.intervals import Interval
 from em_study.results import Results, Row
-from em_study.statistics import Interval
 
 GAP = "–"
 COLUMNS = (

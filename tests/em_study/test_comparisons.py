@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from em_core.errors import UserError
+from em_eval.intervals import Interval, rate_interval
 from em_study.contrasts import optimiser_contrasts
 from em_study.loss_alignment import loss_alignment
 from em_study.matched import Point, Run, at_level, difference, furthest_common, interpolate, match, mean
-from em_study.statistics import Interval, rate_interval
 from em_study.variance import variance_shares
 
 

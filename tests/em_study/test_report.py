@@ -12,13 +12,14 @@ from rich.console import Console
 
 from em_core.manifest import BaseReference, DatasetReference, Dose, Loss, Manifest, Spectrum
 from em_eval.answers import Answer
+from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES, Judgement
 from em_study.report import print_table, write_report
 from em_study.report.figures import draw_all, mean_spectrum, palette, spread
 from em_study.report.html import judge_tables, unique_slugs
 from em_study.report.terminal import decimal
 from em_study.results import Contrast, Results, Row
-from em_study.statistics import Interval
+from em_study.study import Assumption
 
 HOSTILE = "<script>alert('owned')</script>\n  two spaces in, <b>bold</b> & \"quoted\""
 JUDGE: dict[str, Any] = {
@@ -373,6 +374,16 @@ def test_judge_tables_are_generic() -> None:
     assert nested.title == "by source"
     assert nested.columns == ["sensitivity", "specificity"]
     assert nested.rows[1] == ("foreign", ["–", "0.90 [0.86, 0.93]"])
+
+
+def test_assumptions_of_a_reconstruction_are_shown(tmp_path: Path) -> None:
+    guess = Assumption(setting="epochs", source="guess", why="one pass, since <no reader> mentions more")
+    told = replace(sample_results(), reproduces="arXiv 2606.31591", assumptions=(guess,), drops=("model size",))
+    text = write_report(told, tmp_path).read_text(encoding="utf-8")
+    assert "A reconstruction of arXiv 2606.31591" in text and "<code>epochs</code>: guess" in text
+    assert "&lt;no reader&gt;" in text and "model size" in text
+    plain = write_report(sample_results(), tmp_path).read_text(encoding="utf-8")
+    assert "reconstruct" not in plain
 
 
 def test_nothing_evaluated_still_makes_a_report(tmp_path: Path) -> None:
