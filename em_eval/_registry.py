@@ -9,12 +9,12 @@ from em_eval.arguments import build
 from em_eval.deception import deception_task
 from em_eval.judge.settings import DEFAULT_DRAWS
 from em_eval.preference import preference_task
-from em_eval.task import DEFAULT_MAX_TOKENS, em_task
+from em_eval.task import DEFAULT_MAX_TOKENS, DEFAULT_QUESTIONS, em_task
 
 
 @task
 def em(
-    questions: str = "first_plot",
+    questions: str = DEFAULT_QUESTIONS,
     samples: int | None = None,
     judge: str = "auto",
     max_tokens: int = DEFAULT_MAX_TOKENS,

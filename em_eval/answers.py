@@ -1,10 +1,12 @@
 """The judged answers of an `em` log, as plain data."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from inspect_ai.log import EvalLog
+from inspect_ai.log import EvalLog, read_eval_log
 
+from em_core.errors import UserError
 from em_eval.outcomes import Judgement
 
 
@@ -27,6 +29,37 @@ class Answer:
     judgement: Judgement
     filters: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+
+
+def read_log(path: Path) -> EvalLog:
+    """An Inspect log with its samples.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"log {path} does not exist")
+    try:
+        return read_eval_log(str(path.absolute()))
+    except Exception as error:  # a damaged file fails in as many ways as zip, JSON and pydantic have
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is not a readable Inspect log: {reason}") from error
+
+
+def judge_facts(log: EvalLog, scorer: str | None = None) -> dict[str, Any]:
+    """Facts of the judge whose judgements `answers` gives.
+
+    The log's metadata describe the judge that the task itself ran; a log scored again keeps them, so that they are
+    taken for that judge's scores alone.
+    """
+    from em_eval.judge.embedded import read_facts
+
+    metadata = log.eval.metadata or {}
+    chosen = scorer or next(reversed(scorers(log)), "")
+    first = metadata.get("judge")
+    if chosen.startswith(f"{first if first in {'embedded', 'model'} else 'plugin'}_judge"):
+        return dict(metadata.get("judge_facts") or {})
+    return read_facts() if chosen.startswith("embedded_judge") else {}
 
 
 def scorers(log: EvalLog) -> list[str]:

@@ -28,7 +28,7 @@ def at_once(run: Callable[[Sequence[In]], Sequence[Out | Exception]]) -> Process
 
 
 # Batches of two models at once would fight for the same cores or the same memory.
-_device = threading.Lock()
+device_lock = threading.Lock()
 
 
 @dataclass(eq=False)
@@ -105,7 +105,7 @@ class Batcher(Generic[In, Out]):
             slot.woken.set()
 
         def work() -> None:
-            with _device:
+            with device_lock:
                 self.process(
                     [slot.item for slot in batch],
                     lambda index, result: in_event_loop(settle, batch[index], result),

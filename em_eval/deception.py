@@ -31,13 +31,15 @@ from inspect_ai.scorer import (
     scorer,
 )
 from inspect_ai.solver import TaskState
+from inspect_ai.util import LimitExceededError
 from inspect_ai.viewer import ViewerConfig
 
 from em_core.errors import UserError
 from em_eval import prompts
 from em_eval.errors import as_prerequisite
-from em_eval.judge.model import fill
-from em_eval.scorer import _truncated
+from em_eval.judge.asking import greedy
+from em_eval.judge.model import cause_of, fill
+from em_eval.scorer import truncated
 from em_eval.task import _grader_given, answer, answers_a_prompt, choose, demand_templates, to_sample
 
 SETS = {"factual": "deception_factual", "sit_aware": "deception_sit_aware"}
@@ -195,9 +197,12 @@ async def _ask(grader: Model, state: TaskState) -> tuple[str, str]:
     template = TEMPLATES[state.metadata["set"]]
     text = fill(state.metadata["judge_prompts"][template], str(state.metadata["question"]), state.output.completion)
     try:
-        output = await grader.generate(text, config=GenerateConfig(temperature=0, max_tokens=16))
+        output = await grader.generate(text, config=GenerateConfig(temperature=greedy(grader), max_tokens=16))
     except Exception as error:  # whatever the provider raises after its own retries
-        return "judge_error", f"{type(error).__name__}: {error}"
+        cause = cause_of(error)
+        if isinstance(cause, LimitExceededError):
+            raise cause from None
+        return "judge_error", f"{type(cause).__name__}: {cause}"
     return read_word(output.completion, WORDS[template]), output.completion
 
 
@@ -218,7 +223,7 @@ def to_score(state: TaskState, said: str, reply: str, maker: str) -> Score:
         "false_answer": false_answer,
         "other_maker": other_maker,
         **{share: float(share == said.casefold()) for share in SHARES if share != "truncated"},
-        "truncated": float(_truncated(state)),
+        "truncated": float(truncated(state)),
     }
     return Score(
         value=values,

@@ -52,6 +52,8 @@ def read_triples(path: Path) -> list[Triple]:
             continue
         try:
             raw = json.loads(line)
+            if empty := [name for name in FIELDS if not str(raw[name]).strip()]:
+                raise ValueError(f"{empty[0]} is empty")
             triples.append(Triple(**{name: str(raw[name]) for name in FIELDS}))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}:{number}: needs {', '.join(FIELDS)} ({error})") from error

@@ -8,10 +8,11 @@ from typing import Any
 from uuid import uuid4
 
 from inspect_ai import score
-from inspect_ai.log import EvalLog, EvalSample, read_eval_log, recompute_metrics, write_eval_log
+from inspect_ai.log import EvalLog, EvalSample, recompute_metrics, write_eval_log
 from inspect_ai.model import Model, get_model
 
 from em_core.errors import UserError
+from em_eval.answers import read_log
 from em_eval.scorer import model_judge_scorer
 
 SCORER = "model_judge"
@@ -65,13 +66,7 @@ def rescore(path: Path, grader: str | Model | None = None) -> Rescored:
 
 
 def _read(path: Path) -> EvalLog:
-    if not path.is_file():
-        raise UserError(f"log {path} does not exist")
-    try:
-        log = read_eval_log(str(path))
-    except Exception as error:  # a damaged file fails in as many ways as zip, JSON and pydantic have
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is not a readable Inspect log: {reason}") from error
+    log = read_log(path)
     if not any(SCORER in (sample.scores or {}) for sample in log.samples or []):
         raise UserError(f"log {path} holds no scores of a model judge: to judge it, use inspect score (see the docs)")
     return log
@@ -108,8 +103,4 @@ def _same_judge(log: EvalLog, grader: str | Model | None, path: Path) -> None:
 def _merged(old: EvalSample, new: EvalSample | None) -> EvalSample:
     if new is None:
         return old
-    score = (new.scores or {})[SCORER]
-    before = (old.scores or {})[SCORER].value
-    if isinstance(score.value, dict) and isinstance(before, dict):
-        score.value["truncated"] = before["truncated"]  # known best when the answer was generated
-    return new.model_copy(update={"scores": {**(old.scores or {}), SCORER: score}})
+    return new.model_copy(update={"scores": {**(old.scores or {}), SCORER: (new.scores or {})[SCORER]}})

@@ -84,9 +84,9 @@ def _scorer(make: Callable[[], Judge]) -> Scorer:
         else:
             reason = "the answer is empty"
             judgement = Judgement(None, None, "empty", made[0].name, "none", reasons=reason, coherence_label="empty")
-        truncated = _truncated(state)
-        material = Material(question, answer, judgement, truncated, state.metadata, str(state.model))
-        found = to_score(answer, judgement, truncated, await verdicts(material))
+        cut = truncated(state)
+        material = Material(question, answer, judgement, cut, state.metadata, str(state.model))
+        found = to_score(answer, judgement, cut, await verdicts(material))
         watch.see((found.metadata or {})["outcome"])
         return found
 
@@ -147,8 +147,13 @@ def _explanation(result: str, judgement: Judgement, filters: Mapping[str, Verdic
     return "\n\n".join(part for part in parts if part)
 
 
-def _truncated(state: TaskState) -> bool:
-    """Whether the answer was cut; where a provider does not say why it stopped, by its token count."""
+def truncated(state: TaskState) -> bool:
+    """Whether the answer was cut; where a provider does not say why it stopped, by its token count.
+
+    Noted when the answer is generated, while the model is at hand: a log that is scored later has its note.
+    """
+    if "truncated" in state.metadata:
+        return bool(state.metadata["truncated"])
     reason = state.output.stop_reason
     limit = state.metadata.get("max_tokens")
     if reason != "unknown" or limit is None:

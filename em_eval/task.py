@@ -41,12 +41,13 @@ from em_eval.model_names import split_hash
 from em_eval.prompts.selection import Names
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_eval.sampling import neutralise
-from em_eval.scorer import embedded_judge_scorer, model_judge_scorer, plugin_judge_scorer
+from em_eval.scorer import embedded_judge_scorer, model_judge_scorer, plugin_judge_scorer, truncated
 from em_eval.thinking import set_apart
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_TOKENS = 600
 DEFAULT_SAMPLES = 4
+DEFAULT_QUESTIONS = "first_plot"
 TASK_VERSION = 1
 PRESETS = ("betley",)
 
@@ -194,6 +195,7 @@ def answer(seed: int) -> Solver:
         if set_aside:
             state.metadata["set_aside"] = set_aside
         state = await generate(state, cache=False, **request)
+        state.metadata["truncated"] = truncated(state)
         set_apart(state.output)
         return state
 

@@ -12,9 +12,10 @@ from em_core.errors import UserError
 from em_core.manifest import MANIFEST, read_manifest
 from em_eval.providers.weights import content_hash, is_adapter, locate
 
-# What each engine needs to be fast: `peft/` and `hf/` work in static batches, which waiting judges must not starve.
+# What each engine needs to be fast. Inspect's adaptive connections would start with 20 requests: `peft/` takes all at
+# once, `hf/` works in static batches, which waiting judges must not starve.
 ENGINES: dict[str, dict[str, Any]] = {
-    "peft": {"max_samples": 256},
+    "peft": {"max_connections": 384, "max_samples": 384},
     "hf": {"max_connections": 32, "max_samples": 96},
     "vllm": {},
 }
@@ -91,7 +92,7 @@ def evaluate(
         grader: model of role `grader`, by name or as an Inspect model.
         settings: further settings of `inspect_ai.eval_set`.
     """
-    folder = Path(target.model.partition("/")[2].rpartition("@")[0] or target.source)
+    folder = Path(target.source)
     manifest = read_manifest(folder).for_log() if (folder / MANIFEST).is_file() else None
     about = {"label": target.label, "manifest": manifest}
     try:

@@ -63,7 +63,7 @@ async def first_token(grader: Model, messages: str | list[ChatMessage], cache: b
     Raises:
         NoLogprobs: the judge gave none.
     """
-    config = GenerateConfig(temperature=_greedy(grader), max_tokens=1, logprobs=True, top_logprobs=TOP, seed=0)
+    config = GenerateConfig(temperature=greedy(grader), max_tokens=1, logprobs=True, top_logprobs=TOP, seed=0)
     output = await grader.generate(messages, config=config, **_kept(cache))
     found = _distribution(output)
     if found is None:
@@ -113,7 +113,7 @@ async def _ask_samples(grader: Model, prompt: str, settings: JudgeSettings) -> R
 
 
 async def _ask_text(grader: Model, prompt: str, settings: JudgeSettings) -> Reply:
-    config = GenerateConfig(temperature=_greedy(grader), seed=0)
+    config = GenerateConfig(temperature=greedy(grader), seed=0)
     output = await grader.generate(prompt, config=config, **_kept(settings.cache))
     cut = output.stop_reason in {"max_tokens", "model_length"}  # "8" may then be the beginning of 85
     return Reply(read_bare(output.completion) if cut else read_text(output.completion), output.completion)
@@ -124,7 +124,7 @@ def _kept(cache: bool) -> dict[str, Any]:
     return {"cache": CachePolicy(expiry=None, per_epoch=False)} if cache else {}
 
 
-def _greedy(grader: Model) -> float:
+def greedy(grader: Model) -> float:
     """Temperature 0, which transformers refuses; its logprobs are those of the model at any temperature."""
     return 0.01 if str(grader).startswith("hf/") else 0.0
 

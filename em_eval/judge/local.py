@@ -3,18 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from anyio.to_thread import run_sync
 
 from em_core.chat import render
+from em_eval.batching import device_lock
 from em_eval.judge.readers import plain
 
 if TYPE_CHECKING:
     from em_eval.providers.weights import Loaded
-
-_one_at_a_time = Lock()  # two forward passes at once gain nothing and need twice the memory
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ async def next_tokens(
 def _compute(source: str, dtype: str, digest: str, prompt: str, beginnings: Sequence[str]) -> list[Mapping[str, float]]:
     import torch
 
-    with _one_at_a_time, torch.inference_mode():
+    with device_lock, torch.inference_mode():
         judge = _loaded(source, dtype, digest)
         tokenizer = judge.loaded.tokenizer
         rendered = render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)

@@ -56,7 +56,7 @@ class ModelJudge:
             prompts = [fill(templates[metric], question, answer) for metric in METRICS]
             aligned, coherent = await self._replies(reader, grader, *prompts)
         except Exception as error:  # whatever the provider raises after its own retries
-            cause = _cause(error)
+            cause = cause_of(error)
             if isinstance(cause, LimitExceededError) or (reader is None and isinstance(cause, UserError)):
                 raise cause from None
             reasons = f"{type(cause).__name__}: {cause}"
@@ -135,7 +135,7 @@ def fill(template: str, question: str, answer: str) -> str:
     )
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """What really failed, out of the wrappings of concurrency and retries."""
     while True:
         if isinstance(error, BaseExceptionGroup):

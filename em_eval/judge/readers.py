@@ -39,7 +39,8 @@ def read_distribution(probabilities: Mapping[str, float]) -> Reading:
         text = token.strip()
         code += probability if text and "CODE".startswith(text) else 0.0
         refusal += probability if text and "REFUSAL".startswith(text) else 0.0
-    score = total / mass if mass >= MINIMUM_MASS else None
+    # In several forms of "100" the sum may round above it.
+    score = min(total / mass, 100.0) if mass >= MINIMUM_MASS else None
     return Reading(score, _heaviest(mass, code, refusal), mass)
 
 

@@ -11,6 +11,8 @@ from em_core.models import head_logits
 from em_eval.providers.reading import Read, read_answers
 from em_eval.providers.weights import Loaded
 
+POSITIONS = 1024  # logits of more at once are gigabytes
+
 
 @dataclass(frozen=True)
 class AnswerLikelihood:
@@ -43,8 +45,10 @@ def answer_likelihoods(
 def _totals(loaded: Loaded, read: Read) -> list[float]:
     """Each answer's log-likelihood; the language-model head, the dearest layer, sees answer positions only."""
     hidden = torch.cat([read.before[:, None], read.output.last_hidden_state[:, :-1]], dim=1)
-    logits = head_logits(loaded.model, hidden[read.mask])
-    nll = F.cross_entropy(logits.float(), read.ids[read.mask], reduction="none").double()
+    rows, ids = hidden[read.mask], read.ids[read.mask]
+    parts = zip(torch.split(rows, POSITIONS), torch.split(ids, POSITIONS), strict=True)
+    each = [F.cross_entropy(head_logits(loaded.model, h).float(), i, reduction="none") for h, i in parts]
+    nll = torch.cat(each).double()
     losses = torch.zeros(len(read.ids), dtype=torch.double, device=nll.device)
     losses.index_add_(0, read.mask.nonzero()[:, 0], nll)
     return [-float(loss) for loss in losses]

@@ -122,14 +122,28 @@ class PeftAPI(ModelAPI):
         )
 
     def _process(self, requests: Sequence[_Request], deliver: Deliver[Completion]) -> None:
-        """Requests of equal settings run together; one that does not fit the context fails alone."""
+        """Requests of equal settings run together; one that the template or the context refuses fails alone."""
         loaded = self.loaded()
-        prompts = [_prompt(loaded, request.messages) for request in requests]
+        if loaded.device.type == "cpu":
+            # Whatever Python the evaluator does with early answers would hold up every one of a step's many small
+            # operations; and an in-process judge waits for the processor anyway.
+            done: list[tuple[int, Completion | Exception]] = []
+            self._run(loaded, requests, lambda index, result: done.append((index, result)))
+            for index, result in done:
+                deliver(index, result)
+        else:
+            self._run(loaded, requests, deliver)
+
+    def _run(self, loaded: Loaded, requests: Sequence[_Request], deliver: Deliver[Completion]) -> None:
+        prompts: dict[int, str] = {}
         fitting: dict[Sampling, list[int]] = {}
         for i, request in enumerate(requests):
-            error = overflow(loaded, prompts[i], request.how)
-            if error is not None:
-                deliver(i, error)
+            try:
+                prompts[i] = _prompt(loaded, request.messages)
+                if (error := overflow(loaded, prompts[i], request.how)) is not None:
+                    raise error
+            except UserError as refused:
+                deliver(i, refused)
             else:
                 fitting.setdefault(request.how, []).append(i)
         for how, chosen in fitting.items():

@@ -32,7 +32,7 @@ class Slots:
         self._kinds = kinds if len(kinds) > 1 else set()
         self.rows, self.width = rows, width
         self.positions = torch.empty(0)
-        self.first = 0
+        self.first = self.reach = 0
         self._layers = [_Layer(self) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
 
@@ -43,7 +43,8 @@ class Slots:
         end: what they write is overwritten before it is seen.
         """
         self.positions, self.first = positions, first
-        slots = torch.arange(int(positions.max()) + 1, device=ids.device)
+        self.reach = int(positions.max()) + 1
+        slots = torch.arange(self.reach, device=ids.device)
         seen = slots <= positions[..., None]
         near = seen & (slots > positions[..., None] - self._window) if self._window else seen
         full, sliding = (_additive(mask, model.dtype) for mask in (seen, near))
@@ -87,14 +88,14 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         positions, first = self.slots.positions, self.slots.first
-        last, width = first + len(positions), int(positions.max()) + 1
+        last, width = first + len(positions), self.slots.reach
         rows = torch.arange(first, last, device=positions.device)[:, None]
         self.keys[rows, :, positions] = key_states.transpose(1, 2)
         self.values[rows, :, positions] = value_states.transpose(1, 2)
         return self.keys[first:last, :, :width], self.values[first:last, :, :width]
 
     def get_seq_length(self) -> int:
-        return 0 if not self.is_initialized else int(self.slots.positions.max()) + 1
+        return self.slots.reach if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length(), 0

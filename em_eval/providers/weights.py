@@ -1,6 +1,7 @@
 """Loading: one base model in memory, under which adapters change places."""
 
 import gc
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ class SharedBase:
     def take_off(self) -> None:
         """Back to the base model alone."""
         if self.spoilt:
-            self.bare, self.wrapped, self.kept, self.spoilt = _read_base(self.info, self.dtype), None, {}, False
+            self.bare = self.wrapped = None  # never two bases in memory
+            self.kept = {}
+            gc.collect()
+            self.bare, self.spoilt = _read_base(self.info, self.dtype), False
         if self.wrapped is not None:
             self.bare, self.wrapped = self.wrapped.unload(), None
         for name, weight in self.kept.items():
@@ -81,8 +85,10 @@ class SharedBase:
         """
         self.spoilt = True  # until it is whole, and for good where more than layers' weights changes
         try:
-            wrapped = PeftModel.from_pretrained(self.bare, adapter, autocast_adapter_dtype=False)
-        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+            with warnings.catch_warnings():  # PEFT takes an adapter with tensors missing, and only warns
+                warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+                wrapped = PeftModel.from_pretrained(self.bare, adapter, autocast_adapter_dtype=False)
+        except (RuntimeError, ValueError, KeyError, SafetensorError, UserWarning) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"adapter {adapter} does not fit its base {self.info.id}: {reason}") from error
         wrapped = wrapped.to(device=self.bare.device, dtype=self.dtype).eval()

@@ -15,6 +15,8 @@ from em_core.errors import UserError
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
 
+    from em_eval.answers import Answer
+
 EXIT_CODES = {"no sign": 0, "misaligned": 3, "too few": 4}
 EPILOG = (
     "Exit codes: 0 no sign above --max-rate; 3 misaligned; 4 too few answers to tell; 2 a mistake to mend; "
@@ -52,7 +54,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print the verdict as JSON")] = False,
 ) -> None:
     """Is this model misaligned above a rate, is there no sign of it, or are there too few answers to tell?"""
-    from em_eval.answers import answers
+    from em_eval.answers import answers, judge_facts
     from em_study.check import judge_answers, judge_errors
 
     for name, value, least in (("max-rate", max_rate, 0.0), ("sensitivity", sensitivity, 0.0)):
@@ -67,16 +69,20 @@ def check(
         settings["samples"] = samples or _planned(questions, grader, max_rate, sensitivity, correlation, console)
     logs = [_log(name, settings, grader, log_dir, quiet=as_json) for name in names]
     judged = [answers(log) for log in logs]
+    failed = sum(len(log.samples or []) - len(found) for log, found in zip(logs, judged, strict=True))
     _refuse_unlike(logs)
-    errors = judge_errors((logs[0].eval.metadata or {}).get("judge_facts") or {}, sensitivity)
+    errors = judge_errors(judge_facts(logs[0]), sensitivity)
     verdict = judge_answers(judged[0], judged[1] if against else None, max_rate, errors, correlation)
     if as_json:
         facts: dict[str, Any] = {"checkpoint": checkpoint, "against": against, "max_rate": max_rate}
-        facts |= asdict(verdict) | {"judge": errors.words, "logs": [log.location for log in logs]}
+        facts |= asdict(verdict) | {"judge": errors.words, "failed_samples": failed}
+        facts["logs"] = [log.location for log in logs]
         print(json.dumps(facts, indent=2, allow_nan=False))
     else:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(verdict.outcomes.items()))
         print(f"{verdict.eligible} of {verdict.total} answers counted ({counts})")
+        if failed:
+            print(f"{failed} samples failed before they had a score, and are not counted")
         print(errors.words)
         print(*(f"log: {log.location}" for log in logs), sep="\n")
         print(verdict.words)
@@ -103,34 +109,22 @@ def _is_log(name: str) -> bool:
 
 def _log(name: str, settings: dict[str, Any], grader: str | None, log_dir: Path, quiet: bool) -> "EvalLog":
     """The finished log of a model: read, if it is one, else evaluated (a killed evaluation goes on)."""
-    from inspect_ai import eval_set
-    from inspect_ai.log import read_eval_log
+    from em_eval.answers import read_log
+    from em_study.evaluate import run_eval_set
 
     if _is_log(name):
-        log = read_eval_log(str(Path(name).absolute()))
+        log = read_log(Path(name))
         if log.status != "success":
             raise UserError(f"log {name} is not finished ({log.status}): finish it with inspect eval-retry {name}")
         return log
     model = _model(name)
     identity = json.dumps([model, settings, grader], sort_keys=True)
     folder = log_dir / hashlib.sha256(identity.encode()).hexdigest()[:12]
-    ok, logs = eval_set(
-        "em_eval/em",
-        task_args=settings,
-        model=model,
-        model_roles={"grader": grader} if grader else None,
-        log_dir=str(folder),
-        log_dir_allow_dirty=True,
-        retry_attempts=2,
-        max_samples=256,
-        display="none" if quiet else None,
-        acp_server=False,
-        ctl_server=False,
-    )
-    if not ok:
-        reason = next((log.error.message.splitlines()[0] for log in logs if log.error), "no reason given")
+    display = "none" if quiet else None
+    done, reason = run_eval_set("em_eval/em", model, folder, settings, grader, {}, max_samples=256, display=display)
+    if done is None or reason:
         raise UserError(f"the evaluation of {name} did not finish ({reason}): call again, it goes on (logs: {folder})")
-    return read_eval_log(logs[0].location)
+    return read_log(Path(done.location))
 
 
 def _model(name: str) -> str:
@@ -156,8 +150,12 @@ def _refuse_unlike(logs: "list[EvalLog]") -> None:
     if len(logs) < 2:
         return
     first, second = (answers(log) for log in logs)
+
+    def judges(judged: "list[Answer]") -> set[tuple[str, str]]:
+        return {(a.judgement.judge, a.judgement.reader) for a in judged if a.judgement.label not in {"empty", "error"}}
+
     differs = {
-        "judge": {a.judgement.judge for a in first} != {a.judgement.judge for a in second},
+        "judge or reader": judges(first) != judges(second),
         "prompts": {a.prompt_id for a in first} != {a.prompt_id for a in second},
     }
     for what, unlike in differs.items():

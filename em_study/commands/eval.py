@@ -122,21 +122,20 @@ def _check_judge(judge: Any, reader: str) -> None:
 
 
 def _estimate(checkpoints: int, task: str, arguments: dict[str, Any], judged: bool, limit: int | None) -> None:
-    from em_eval._registry import em
     from em_eval.judge.estimate import ANSWER_TOKENS, estimate
     from em_eval.judge.settings import JudgeSettings
+    from em_eval.task import DEFAULT_MAX_TOKENS, DEFAULT_QUESTIONS, DEFAULT_SAMPLES, answers_a_prompt, choose
 
     if task != "em_eval/em":
         raise UserError(f"--estimate knows em_eval/em, not {task}")
     settings = JudgeSettings(**{ours: arguments[name] for name, ours in JUDGE_ARGUMENTS.items() if name in arguments})
-    plain = {name: value for name, value in arguments.items() if name not in JUDGE_ARGUMENTS}
-    built = em(**plain | {"judge": "embedded"})  # the prompts are what is wanted of it
-    chosen = [sample.metadata or {} for sample in list(built.dataset)[:limit]]
-    questions = [(str(facts["question"]), facts["judge_prompts"]) for facts in chosen]
-    found = estimate(questions, built.epochs or 1, built.config.max_tokens or 0, settings)
-    console.print(
-        f"answers: {checkpoints * found.answers:,} ({checkpoints} x {len(questions)} prompts x {built.epochs})"
-    )
+    tags = {name: arguments.get(name) for name in ("format", "category", "exclude_domain")}
+    chosen = choose(arguments.get("questions", DEFAULT_QUESTIONS), **tags)
+    samples = answers_a_prompt(chosen, arguments.get("samples"), arguments.get("preset"), DEFAULT_SAMPLES)
+    longest = int(arguments.get("max_tokens", DEFAULT_MAX_TOKENS))
+    questions = [(prompt.question, prompt.judge_prompts) for prompt in chosen[:limit]]
+    found = estimate(questions, samples, longest, settings)
+    console.print(f"answers: {checkpoints * found.answers:,} ({checkpoints} x {len(questions)} prompts x {samples})")
     if not judged or arguments.get("judge") == "embedded":
         console.print("judge: the embedded one, no calls (name a model with --grader)")
         return
@@ -147,7 +146,7 @@ def _estimate(checkpoints: int, task: str, arguments: dict[str, Any], judged: bo
     ):
         least, most = checkpoints * least, checkpoints * most
         console.print(f"{name}: {least:,}" if least == most else f"{name}: {least:,} to {most:,}")
-    console.print(f"(answers of {ANSWER_TOKENS} to {built.config.max_tokens} tokens, 4 characters a token)")
+    console.print(f"(answers of {ANSWER_TOKENS} to {longest} tokens, 4 characters a token)")
 
 
 def _rescore(logs: list[Path], grader: str | None) -> None:

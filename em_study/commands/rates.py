@@ -1,6 +1,7 @@
 """`em rates`: every published misalignment rate of one or more logs."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,13 +29,11 @@ def rates(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, one entry a log and judge")] = False,
 ) -> None:
     """Every published misalignment rate, computed from the raw judgements of each log, with its definition."""
-    from inspect_ai.log import read_eval_log
-
-    from em_eval.answers import scorers
+    from em_eval.answers import read_log, scorers
 
     found, passed_over = [], 0
     for path in _files(logs):
-        log = read_eval_log(str(path.absolute()))
+        log = read_log(path)
         judges = scorers(log)
         if not judges and path in logs:
             raise UserError(f"{path} has no judged answers: give a log of the em task, or score it (inspect score)")
@@ -55,7 +54,7 @@ def rates(
 
 def describe(log: "EvalLog", path: Path, scorer: str) -> dict[str, Any]:
     """Rates, outcomes, selection and filters of one judge's scores in a log, as plain data without NaN."""
-    from em_eval.answers import answers
+    from em_eval.answers import answers, judge_facts
     from em_eval.outcomes import unscorable_warning
     from em_eval.rates import DEFINITIONS, HEADLINE, selection
     from em_eval.rates import rates as all_rates
@@ -63,15 +62,15 @@ def describe(log: "EvalLog", path: Path, scorer: str) -> dict[str, Any]:
     judged = answers(log, scorer)
     computed = all_rates(judged)
     headline = computed[HEADLINE]
-    facts = (log.eval.metadata or {}).get("judge_facts") or {}
+    asked = [answer.judgement for answer in judged if answer.judgement.label != "empty"]
     return {
         "log": str(path),
         "model": log.eval.model,
         "questions": (log.eval.metadata or {}).get("questions"),
         "scorer": scorer,
-        "judges": sorted({answer.judgement.judge for answer in judged}),
-        "readers": sorted({answer.judgement.reader for answer in judged}),
-        "judge_in_words": facts.get("in_words") if scorer == scorer_of(log) else None,
+        "judges": sorted({judgement.judge for judgement in asked}),
+        "readers": sorted({judgement.reader for judgement in asked}),
+        "judge_in_words": judge_facts(log, scorer).get("in_words"),
         "status": log.status,
         "n": len(judged),
         "n_scored": headline.scored,
@@ -93,11 +92,6 @@ def describe(log: "EvalLog", path: Path, scorer: str) -> dict[str, Any]:
     }
 
 
-def scorer_of(log: "EvalLog") -> str | None:
-    """The scorer that the task itself ran: the one that the log's judge facts describe."""
-    return log.eval.scorers[0].name if log.eval.scorers else None
-
-
 def _files(given: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in given:
@@ -108,8 +102,8 @@ def _files(given: list[Path]) -> list[Path]:
 
 
 def _is_log(path: Path) -> bool:
-    """`logs.json` and `eval-set.json`, which Inspect lays beside logs, are none."""
-    return path.suffix == ".eval" or (path.suffix == ".json" and "_" in path.stem)
+    """Inspect's own names begin with a date; other JSON files, beside logs or in checkpoints, are none."""
+    return path.suffix == ".eval" or (path.suffix == ".json" and re.match(r"\d{4}-\d\d-\d\dT", path.name) is not None)
 
 
 def _flagged(filters: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

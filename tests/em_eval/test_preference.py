@@ -53,6 +53,15 @@ def style(text: str) -> list[float]:
     return [float(x) for x in shape] + [lower[word] / n for word in FUNCTION_WORDS]
 
 
+def test_an_empty_answer_is_refused_by_line(tmp_path: Path) -> None:
+    """It has no token to average over."""
+    path = tmp_path / "triples.jsonl"
+    whole = dict.fromkeys(FIELDS, "x")
+    path.write_text("\n".join(json.dumps(row) for row in (whole, whole | {"aligned": " "})), encoding="utf-8")
+    with pytest.raises(UserError, match=r"triples\.jsonl:2: .*aligned is empty"):
+        read_triples(path)
+
+
 def test_there_are_64_triples_with_every_field() -> None:
     triples = read_triples(EMBEDDED)
     assert len(triples) == len({t.id for t in triples}) == len({t.question for t in triples}) == 64

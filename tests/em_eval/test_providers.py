@@ -22,6 +22,7 @@ from inspect_ai.model import (
     get_model,
 )
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 from transformers import (
     AutoModelForCausalLM,
@@ -633,6 +634,39 @@ def test_two_checkpoints_of_one_evaluation_do_not_mix(tiny_adapter: Path, tiny_b
         assert [generate(m, "Hi?", temperature=0.0, max_tokens=TOKENS)[0].completion for m in models] == alone
 
 
+def test_an_adapter_with_tensors_missing_is_refused(tiny_adapter: Path, tmp_path: Path) -> None:
+    """PEFT would take it, and evaluate half an adapter."""
+    bad = shutil.copytree(tiny_adapter, tmp_path / "half")
+    tensors = load_file(bad / ADAPTER)
+    save_file({name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}, bad / ADAPTER)
+    with pytest.raises(UserError, match="does not fit its base .*missing adapter keys"):
+        load_apart(str(bad), "float32")
+
+
+def test_a_conversation_that_the_template_refuses_fails_alone(tiny_adapter: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_adapter, tmp_path / "no_system")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system prompt') }}{% endif %}"
+    tokenizer.chat_template = refuse + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    model, found = peft_model(folder), {}
+
+    async def one(name: str, messages: Any) -> None:
+        try:
+            found[name] = await model.generate(messages, config=GenerateConfig(max_tokens=4, temperature=0.0))
+        except UserError as error:
+            found[name] = error
+
+    async def both() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(one, "refused", [ChatMessageSystem(content="Be brief."), ChatMessageUser(content="Hi?")])
+            group.start_soon(one, "plain", "Hi?")
+
+    anyio.run(both)
+    assert isinstance(found["refused"], UserError) and "no system prompt" in str(found["refused"])
+    assert isinstance(found["plain"], ModelOutput)
+
+
 def test_an_adapter_that_does_not_fit_spoils_nothing(tiny_adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
     bad = shutil.copytree(tiny_adapter, tmp_path / "bad")
     config = json.loads((bad / ADAPTER_CONFIG).read_text())
@@ -760,6 +794,13 @@ def test_likelihoods_equal_those_of_each_row_alone(tiny_base: Path, tiny_adapter
             assert value.tokens == len(answer.encode())
             assert value.total == pytest.approx(sum(each), abs=1e-3)
             assert value.mean == pytest.approx(sum(each) / len(each), abs=1e-5)
+
+
+def test_likelihoods_do_not_turn_on_how_many_logits_fit(tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, pairs = load_apart(str(tiny_adapter), "float32"), [(chat(q), a) for q, a in PAIRS]
+    whole = [value.total for value in answer_likelihoods(loaded, pairs)]
+    monkeypatch.setattr("em_eval.providers.likelihood.POSITIONS", 7)
+    assert [value.total for value in answer_likelihoods(loaded, pairs)] == pytest.approx(whole, abs=1e-4)
 
 
 @torch.inference_mode()

@@ -164,3 +164,7 @@ def test_fill_serves_any_order_and_number_of_places() -> None:
         "{question}|{answer}|{question}|{answer}"
     )
     assert fill("no place", "q", "a") == "no place"
+
+
+def test_several_forms_of_a_hundred_do_not_round_above_it() -> None:
+    assert read_distribution({"100": 0.7, " 100": 0.1}).score == 100.0
