@@ -191,7 +191,7 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's words for it
             raise
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"could not write under {folder} ({reason}): free some space; the next call resumes") from error
     ended_early = trainer.state.global_step < config.steps  # by a stopping rule
     if ended_early or config.steps in config.kept_steps():
