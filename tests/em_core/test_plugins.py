@@ -123,7 +123,9 @@ def test_entry_point_with_a_taken_name_is_refused(tmp_path, package):
         registry_of(package, ("own", 1)).names()
 
 
-@pytest.mark.parametrize("source", ["import nothing_like_it", "raise RuntimeError('no\\ndriver')", "def make(:", "1 / 0"])
+@pytest.mark.parametrize(
+    "source", ["import nothing_like_it", "raise RuntimeError('no\\ndriver')", "def make(:", "1 / 0"]
+)
 def test_entry_point_that_fails_in_any_way_leaves_the_others(tmp_path, package, source):
     install(tmp_path / "site", "broken", f"{package}.group", {"broken": "failing_module:make"}, source)
     registry = registry_of(package, ("own", 1))
