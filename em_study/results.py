@@ -19,7 +19,7 @@ from em_study.execute import Target
 from em_study.logs import LOGS, Logs
 from em_study.statistics import corrected_rate, paired_contrasts
 from em_study.study import Assumption, Study
-from em_train.checkpoint import SPECTRA
+from em_train.spectra import SPECTRA
 
 
 @dataclass(frozen=True)

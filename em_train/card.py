@@ -54,7 +54,8 @@ def render_card(manifest: Manifest) -> str:
         sources=config.get("sources", {}),
         values=_flat(config),
         preset=preset,
-        penalty=getattr(manifest, "penalty", None),
+        penalty=manifest.penalty,
+        post_processing=_yaml(manifest.post_processing) if manifest.post_processing else None,
     )
 
 
@@ -67,7 +68,6 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
         UserError: no key, no network, or a name that the hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi()
     with tempfile.TemporaryDirectory(prefix="em-push-") as scratch:
@@ -82,10 +82,11 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
                 folder_path=copy,
                 commit_message=f"Run {manifest.run_id}, step {manifest.step}",
             )
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        except Exception as error:  # the transport below the hub's client raises types of its own
+            reason = next(iter(str(error).splitlines()), "no reason given")
             raise UserError(
-                f"could not push to {repository} ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
-                "name, HF_TOKEN and the network; the checkpoint and its card are here all the same"
+                f"could not push to {repository} ({type(error).__name__}: {reason}): check the name, HF_TOKEN and the "
+                "network; the checkpoint and its card are here all the same"
             ) from error
     return str(done.commit_url)
 

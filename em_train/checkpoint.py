@@ -30,9 +30,8 @@ from em_core.models import BaseModelInfo
 from em_train.chat import Encoded
 from em_train.config import TrainConfig
 from em_train.processes import world_size
-from em_train.spectra import product_norm, read_pairs, write_spectra
+from em_train.spectra import SPECTRA, product_norm, read_pairs, write_spectra
 
-SPECTRA = "spectra.safetensors"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "pytorch-optimizer", "em-eval")
 
 

@@ -252,11 +252,20 @@ def _override(raw: Any, overrides: Sequence[str]) -> Any:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"{key}: the value {value!r} is not YAML") from error
-        raw = _with(raw, key.split("."), parsed, key)
+        raw = _without_source(_with(raw, key.split("."), parsed, key), key)
     return raw
 
 
-def _with(raw: Any, path: list[str], value: Any, key: str) -> Any:
+def _without_source(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """A value that was overridden is the user's own, as is what lies below it."""
+    sources = raw.get("sources")
+    if not isinstance(sources, dict) or key.split(".")[0] == "sources":
+        return raw
+    kept = {name: source for name, source in sources.items() if not f"{name}.".startswith(f"{key}.")}
+    return {**raw, "sources": kept}
+
+
+def _with(raw: Any, path: list[str], value: Any, key: str) -> dict[str, Any]:
     """A copy of `raw` with `value` at `path`."""
     if raw is None:
         raw = {}

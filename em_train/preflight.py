@@ -18,8 +18,9 @@ class Preflight:
     """Counts are of rows unless a name says otherwise.
 
     Attributes:
-        rows: rows that can be trained on.
-        refused: rows that cannot, with line and reason.
+        rows: rows that can be encoded. Those longer than `max_length` are among them, so that the figures hold once
+            it is raised.
+        refused: rows that cannot be trained on, with line and reason; too long ones too.
         questions: distinct questions among `rows`.
         tokens: of all rows.
         supervised_tokens: those with loss: answers and their end-of-turn tokens.
@@ -79,6 +80,8 @@ def check(
             shown = show(encoded, tokenizer)
         rows.append(row)
         lengths.append(len(encoded.input_ids))
+        if lengths[-1] > max_length:
+            refused.append(Refused(row.where, f"{lengths[-1]:,} tokens, more than max_length {max_length:,}"))
         supervised += encoded.supervised
         stripped += any(encoded.stripped)
         removed.update("".join(encoded.stripped))

@@ -15,13 +15,14 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
+from em_core.chat import load_tokenizer
 from em_core.errors import UserError
 from em_core.files import sha256_json, sweep_drafts, write_json
 from em_core.manifest import MANIFEST, SCHEMA_VERSION, read_manifest
-from em_core.models import BaseModelInfo, native_dtype, quiet_transformers, resolve_base
+from em_core.models import BaseModelInfo, architecture, native_dtype, quiet_transformers, resolve_base
 from em_train import processes
 from em_train.chat import IGNORED, Encoded, encode, show
 from em_train.checkpoint import dataset_reference, summarise_steps, write_checkpoint
@@ -32,7 +33,6 @@ from em_train.optimisers import build, find, published, resolve
 from em_train.penalties import AppliedPenalty
 from em_train.penalties import resolve as resolve_penalty
 from em_train.penalties.application import StopByRule, summary
-from em_train.spectra import product_norm
 from em_train.trainer import EMTrainer, Recorder, check_loss, lora_pairs, recorded_steps, supervised_nll
 
 RUN_FILE = "run.json"
@@ -88,6 +88,7 @@ def resolve_run(config: TrainConfig) -> Resolved:
     identity = {
         "schema": SCHEMA_VERSION,
         "base": base.weights_sha256,
+        "architecture": architecture(base.path),
         "template": tokenizer.chat_template,
         "vocabulary": vocabulary,
         "dataset": _content(dataset.rows),
@@ -148,7 +149,7 @@ def resolve_schedule(config: TrainConfig) -> str:
     """
     name, declared = config.optimiser.name, find(config.optimiser.name).schedule
     if declared is not None and config.schedule not in (None, declared):
-        raise UserError(f"optimiser '{name}' needs schedule {declared}, not {config.schedule}: leave schedule out")
+        raise UserError(f"optimiser '{name}' needs schedule {declared}, not {config.schedule}: set schedule={declared}")
     return config.schedule or declared or "linear"
 
 
@@ -187,10 +188,13 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     try:
         with quiet_transformers():
             trainer.train(resume_from_checkpoint=str(state) if state else None)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"could not write under {folder} ({error}): free some space; the next call resumes") from error
-    if config.steps in config.kept_steps():
-        # A stopping rule may have ended it before config.steps.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's words for it
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"could not write under {folder} ({reason}): free some space; the next call resumes") from error
+    ended_early = trainer.state.global_step < config.steps  # by a stopping rule
+    if ended_early or config.steps in config.kept_steps():
         _keep(prepared, trainer, folder, trainer.state.global_step, last=True)
     if processes.is_main():
         _write_run_file(folder, prepared, "done")
@@ -275,7 +279,7 @@ def _tokenizer(base: BaseModelInfo) -> tuple[Any, str]:
 
 @lru_cache(maxsize=4)
 def _load_tokenizer(path: Path, stamps: tuple[tuple[str, int], ...]) -> tuple[Any, str]:
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = load_tokenizer(str(path))
     return tokenizer, sha256_json(tokenizer.get_vocab())
 
 
@@ -499,10 +503,6 @@ def _write(
         "first_example": prepared.first_example,
         **summarise_steps(rows, prepared.config, held_out, train_rows),
     }
-    if facts["dose"] is not None:  # of the weights in the folder
-        with torch.no_grad():
-            norm = product_norm(lora_pairs(model), prepared.config.lora.scaling)
-        facts["dose"] = facts["dose"].model_copy(update={"norm_ba": norm})
     write_checkpoint(folder / f"checkpoint-{step}", model, prepared.tokenizer, prepared.base, facts)
     _write_run_file(folder, prepared, "running")
 
@@ -516,11 +516,14 @@ def _claim(folder: Path, prepared: Prepared) -> None:
                 f"{folder} belongs to run {run['run_id']}, this configuration is run {prepared.run_id}: "
                 "choose another folder or delete it"
             )
-    elif (folder / "state").exists():
-        shutil.rmtree(folder / "state")  # of a run whose identity is unknown
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep_drafts(folder)
-    _write_run_file(folder, prepared, "running")
+    try:
+        if not path.is_file() and (folder / "state").exists():
+            shutil.rmtree(folder / "state")  # of a run whose identity is unknown
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_drafts(folder)
+        _write_run_file(folder, prepared, "running")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}: choose another folder") from error
 
 
 def _is_ours(checkpoint: Path, prepared: Prepared) -> bool:

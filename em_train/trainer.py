@@ -132,6 +132,16 @@ class EMTrainer(SFTTrainer):  # type: ignore[misc]
         """What trackers get: the trainer's figures, and ours of the last step."""
         super().log(logs | self.recorder.figures(), start_time)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the factors into the parameters that there are, in the dtype that they have.
+
+        The trainer's own call lets PEFT cast a bfloat16 adapter to new float32 parameters: another run from there on,
+        which neither the recorder nor the penalty would see.
+        """
+        self.model.load_adapter(
+            resume_from_checkpoint, self.model.active_adapter, is_trainable=True, autocast_adapter_dtype=False
+        )
+
     def _count(self, inputs: dict[str, Any], nll: float, tokens: int) -> None:
         real = (inputs["labels"] != IGNORED).any(dim=1)  # a blank row only fills up a batch
         attended = float(inputs["attention_mask"][real].sum())
@@ -192,12 +202,15 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             "tokens": attended,
             "examples": rows,
             "lr": float(self.trainer.optimizer.param_groups[0]["lr"]),
-            "rms_update_a": _rms([pair.a.detach() - old for pair, (old, _) in self._paired()]),
-            "rms_update_b": _rms([pair.b.detach() - old for pair, (_, old) in self._paired()]),
+            "rms_update_a": _rms([pair.a.detach().float() - old.float() for pair, (old, _) in self._paired()]),
+            "rms_update_b": _rms([pair.b.detach().float() - old.float() for pair, (_, old) in self._paired()]),
             "norm_ba": product_norm(_detached(self.pairs), self.scaling),
-            **(self.trainer.penalty.figures if self.trainer.penalty else {}),
             "seconds": time.monotonic() - self._started,
         }
+        figures = self.trainer.penalty.figures if self.trainer.penalty else {}
+        if clash := sorted(row.keys() & figures.keys()):
+            raise UserError(f"the penalty's figure '{clash[0]}' is a column of {self.path.name} already: rename it")
+        row |= figures
         self._before = []
         self.rows.append(row)
         if is_main():

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
+from em_core.errors import UserError
 from em_train.optimisers.chained import Chained
 from em_train.optimisers.registry import Beta, Hyperparameters, ParameterGroups, optimiser
 
@@ -32,17 +33,22 @@ class MuonHyperparameters(Hyperparameters):
 
 @optimiser("muon", MuonHyperparameters, "torch.optim.Muon, torch.optim.AdamW for the rest")
 def muon(groups: ParameterGroups, hyper: MuonHyperparameters) -> torch.optim.Optimizer:
-    return with_adamw(groups, hyper.orthogonalise, torch.optim.Muon)
+    return with_adamw(groups, hyper, torch.optim.Muon)
 
 
 def with_adamw(
-    groups: ParameterGroups, orthogonalise: str, muon: Callable[[ParameterGroups], torch.optim.Optimizer]
+    groups: ParameterGroups, hyper: MuonHyperparameters, muon: Callable[[ParameterGroups], torch.optim.Optimizer]
 ) -> torch.optim.Optimizer:
-    """`muon` on the groups whose kind is in `orthogonalise`, torch's AdamW on the others, if there are any."""
+    """`muon` on the groups whose kind is in `hyper.orthogonalise`, torch's AdamW on the others, if there are any.
+
+    Raises:
+        UserError: a setting for one kind that the optimiser which steps it does not have.
+    """
+    _check_factors(hyper)
     matrices, rest = [], []
     for group in groups:
         aux = {name: group.pop(f"adamw_{name}") for name in ("lr", "betas", "eps", "weight_decay")}
-        if group.pop("orthogonalise") and group["kind"] in orthogonalise:
+        if group["kind"] in group.pop("orthogonalise"):
             matrices.append(group)
         else:
             aux["lr"] = group["lr"] if aux["lr"] is None else aux["lr"]
@@ -51,3 +57,16 @@ def with_adamw(
     if rest:
         parts.append(torch.optim.AdamW(rest, fused=True))
     return parts[0] if len(parts) == 1 else Chained(parts)
+
+
+def _check_factors(hyper: MuonHyperparameters) -> None:
+    for kind, own in hyper.factors.items():
+        adamw = {name for name in own if name.startswith("adamw_")}
+        if kind in hyper.orthogonalise:
+            by, idle = "Muon", adamw
+        elif (rate := own.get("adamw_lr", hyper.adamw_lr)) is None:
+            by, idle = "AdamW", own.keys() - adamw - {"lr"}
+        else:
+            by, idle = f"AdamW at adamw_lr={rate}", own.keys() - adamw
+        if idle:
+            raise UserError(f"factors.{kind}.{min(idle)} has no effect: {by} steps these; leave it out")

@@ -105,4 +105,4 @@ def _scale(matrix: Tensor, rule: str) -> float:
     "muon_gram", MuonGramHyperparameters, "em_train.optimisers.muon_gram.MuonGram, torch.optim.AdamW for the rest"
 )
 def muon_gram(groups: ParameterGroups, hyper: MuonGramHyperparameters) -> torch.optim.Optimizer:
-    return with_adamw(groups, hyper.orthogonalise, MuonGram)
+    return with_adamw(groups, hyper, MuonGram)

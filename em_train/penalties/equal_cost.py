@@ -5,7 +5,7 @@ from pathlib import Path
 from em_core.errors import UserError
 from em_core.manifest import Manifest, read_manifest
 from em_train.config import TrainConfig
-from em_train.run import train
+from em_train.run import resolve_run, train
 
 STRIDE = 4.0  # factor between strengths until the loss is bracketed; then bisection of the logarithm
 
@@ -28,10 +28,13 @@ def match_strength(
         The configuration that matched, and its last checkpoint.
 
     Raises:
-        UserError: the reference is of other data, base or length, or no strength matches.
+        UserError: the reference is of other data, base or length, the last step is not kept, or no strength matches.
     """
-    target = _target(config, reference)
+    if config.penalty is None or config.penalty.name == "early_stopping":
+        raise UserError("the configuration has no penalty whose strength could be matched: give it one, e.g. kl")
+    config = resolve_run(config).config  # where epochs decide the steps
     assert config.penalty is not None
+    target = _target(config, reference)
     low, high, strength = 0.0, float("inf"), config.penalty.strength
     tried: dict[float, float] = {}
     for _ in range(runs):
@@ -61,8 +64,8 @@ def _between(low: float, high: float) -> float:
 
 
 def _target(config: TrainConfig, reference: Path) -> float:
-    if config.penalty is None or config.penalty.name == "early_stopping":
-        raise UserError("the configuration has no penalty whose strength could be matched: give it one, e.g. kl")
+    if config.steps not in config.kept_steps():
+        raise UserError("the last step is not kept, whose loss is to be matched: add -1 to checkpoints")
     manifest = read_manifest(reference)
     for name, ours, theirs in (
         ("dataset", config.dataset, manifest.config["dataset"]),

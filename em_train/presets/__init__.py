@@ -69,7 +69,8 @@ def expand(raw: Any) -> Any:
     A configuration that carries `sources` already was expanded before (a manifest's, for one) and stays as it is.
 
     Raises:
-        UserError: unknown preset, or an optimiser for which the preset has no settings and `raw` no rate.
+        UserError: unknown preset, an optimiser for which the preset has no settings and `raw` no rate, or a single
+            value where the preset has settings below.
     """
     if not isinstance(raw, dict) or raw.get("preset") is None or "sources" in raw:
         return raw
@@ -80,7 +81,7 @@ def expand(raw: Any) -> Any:
             f"preset '{raw['preset']}' has settings for several optimisers: give optimiser.name "
             f"({', '.join(sorted(preset.optimisers))})"
         )
-    name = flat["optimiser.name"]
+    name = str(flat["optimiser.name"])
     if name not in preset.optimisers and "optimiser.lr" not in flat:
         raise UserError(f"preset '{raw['preset']}' has no learning rate for '{name}': give optimiser.lr")
     values = dict(preset.values)
@@ -106,8 +107,10 @@ def _nest(flat: dict[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *path, last = key.split(".")
-        place = nested
+        place: Any = nested
         for part in path:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{key}: there is nothing below '{place}' to set")
         place[last] = value
     return nested

@@ -11,11 +11,12 @@ from em_train.spectra.measures import (
     stable_rank,
 )
 from em_train.spectra.pairs import LoraPair, read_pairs
-from em_train.spectra.record import ModuleSpectrum, as_json, read_spectra, spectra_of, summarise, write_spectra
+from em_train.spectra.record import SPECTRA, ModuleSpectrum, as_json, read_spectra, spectra_of, summarise, write_spectra
 from em_train.spectra.values import exact_spectra, paper_spectra, product_norm, singular_values
 
 __all__ = [
     "MEASURES",
+    "SPECTRA",
     "LoraPair",
     "ModuleSpectrum",
     "as_json",

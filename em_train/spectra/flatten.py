@@ -15,9 +15,9 @@ from em_core.errors import UserError
 from em_core.files import atomic_folder, sha256_file, sha256_json, write_json
 from em_core.manifest import ADAPTER, ADAPTER_CONFIG, MANIFEST, Loss, Spectrum, read_manifest
 from em_train.spectra.pairs import factor_keys, lora_config, read_pairs, read_tensors
-from em_train.spectra.record import write_spectra
+from em_train.spectra.record import SPECTRA, write_spectra
 
-SPECTRA = "spectra.safetensors"
+NOT_COPIED = (ADAPTER, MANIFEST, SPECTRA, "README.md")  # a card is of its weights
 
 
 def flatten_pair(a: Tensor, b: Tensor, amount: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def flatten_adapter(source: Path, target: Path, amount: float = 1.0) -> Spectrum
         tensors[a_key], tensors[b_key] = new_a.reshape(a.shape), new_b.reshape(b.shape)
     with atomic_folder(target) as draft:
         for path in source.iterdir():
-            if path.is_file() and path.name not in (ADAPTER, MANIFEST, SPECTRA):
+            if path.is_file() and path.name not in NOT_COPIED:
                 shutil.copyfile(path, draft / path.name)
         save_file(tensors, draft / ADAPTER, metadata={"format": "pt"})
         base = str(config.get("base_model_name_or_path") or "")

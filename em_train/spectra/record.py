@@ -15,6 +15,7 @@ from em_train.spectra.pairs import LoraPair, read_pairs
 from em_train.spectra.values import exact_spectra, is_resolved, paper_spectra
 
 Method = Literal["exact", "paper"]
+SPECTRA = "spectra.safetensors"
 
 
 @dataclass(frozen=True)

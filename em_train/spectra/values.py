@@ -74,9 +74,16 @@ def is_resolved(b: Tensor) -> bool:
 
 
 def product_norm(pairs: Sequence[LoraPair], scaling: float) -> float:
-    """Root of the summed squared Frobenius norms of s BA: ||BA||_F^2 = tr(B'B AA')."""
-    total = sum(float(((p.b.T @ p.b).double() * (p.a @ p.a.T).double()).sum()) for p in pairs)
+    """Root of the summed squared Frobenius norms of s BA: ||BA||_F^2 = tr(B'B AA'), in float32 at least."""
+    total = 0.0
+    for pair in pairs:
+        a, b = _at_least_float32(pair.a), _at_least_float32(pair.b)
+        total += float(((b.T @ b).double() * (a @ a.T).double()).sum())
     return float(scaling * max(total, 0.0) ** 0.5)
+
+
+def _at_least_float32(factor: Tensor) -> Tensor:
+    return factor.to(torch.promote_types(factor.dtype, torch.float32))
 
 
 def _roots(factors: Sequence[Tensor]) -> list[Tensor]:

@@ -123,6 +123,18 @@ def test_entry_point_with_a_taken_name_is_refused(tmp_path, package):
         registry_of(package, ("own", 1)).names()
 
 
+@pytest.mark.parametrize(
+    "source", ["import nothing_like_it", "raise RuntimeError('no\\ndriver')", "def make(:", "1 / 0"]
+)
+def test_entry_point_that_fails_in_any_way_leaves_the_others(tmp_path, package, source):
+    install(tmp_path / "site", "broken", f"{package}.group", {"broken": "failing_module:make"}, source)
+    registry = registry_of(package, ("own", 1))
+    assert registry.names() == ["own"] and registry.get("own") == 1
+    with pytest.raises(UserError, match=r"'broken': failing_module:make cannot be loaded \(\w+Error: ") as caught:
+        registry.get("broken")
+    assert "\n" not in str(caught.value)
+
+
 def test_broken_entry_point_names_itself_every_time(tmp_path, package):
     install(
         tmp_path / "site",

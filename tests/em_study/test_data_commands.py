@@ -99,6 +99,12 @@ def test_check_lists_refused_rows_and_exits_with_1(em, model, tmp_path):
     assert "  d.jsonl:2: not JSON" in out and "  d.jsonl:4: needs 'messages'" in out
 
 
+def test_check_exits_with_1_where_training_would_refuse_a_long_row(em, model, tmp_path):
+    (tmp_path / "d.jsonl").write_text(f"{GOOD}\n", encoding="utf-8")
+    code, out, _ = em("check", str(tmp_path / "d.jsonl"), "--model", model, "--max-length", "8")
+    assert code == 1 and "tokens, more than max_length 8" in out
+
+
 def test_check_as_json(em, model, tmp_path):
     (tmp_path / "d.jsonl").write_text(f"{GOOD}\n{GOOD}\nnope\n", encoding="utf-8")
     code, out, _ = em("check", str(tmp_path / "d.jsonl"), "--model", model, "--json")

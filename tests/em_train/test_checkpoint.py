@@ -17,6 +17,7 @@ from em_train import TrainConfig, card, prepare, train
 from em_train.card import push, render_card, write_card
 from em_train.checkpoint import verify_checkpoint
 from em_train.config import parse_config
+from em_train.spectra import flatten_adapter
 from tests.em_core.checkpoints import rewrite
 from tests.em_train.runs import make_config
 
@@ -126,6 +127,20 @@ def test_card_of_the_untouched_adapter_says_so(run):
     assert "none: B = 0, this is the base model" in render_card(read_manifest(run[1] / "checkpoint-0"))
 
 
+def test_flattened_adapter_has_a_card_of_its_own(checkpoint, tmp_path):
+    write_card(checkpoint)
+    flattened = tmp_path / "flattened"
+    flatten_adapter(checkpoint, flattened)
+    assert not (flattened / "README.md").exists()
+    text = write_card(flattened).read_text(encoding="utf-8")
+    manifest = read_manifest(flattened)
+    assert section(text, "**Changed after training**") == manifest.post_processing
+    assert manifest.adapter_sha256 in text and "as training recorded" not in text
+    promise = "the same to the last bit"
+    assert promise not in text and promise in (checkpoint / "README.md").read_text(encoding="utf-8")
+    assert section(text, "## Optimiser") == manifest.optimiser
+
+
 def test_card_of_a_contradicted_checkpoint_is_not_written(checkpoint):
     scale_weights(checkpoint, "lora_A", 2.0)
     with pytest.raises(UserError, match="norm of BA"):
@@ -155,6 +170,17 @@ def test_push_uploads_the_folder_without_this_machines_paths(checkpoint, monkeyp
     assert set(seen["files"]) == {path.name for path in checkpoint.iterdir()}
     named = json.loads(seen["files"]["adapter_config.json"])["base_model_name_or_path"]
     assert named == read_manifest(checkpoint).base.id
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a\nb"), ValueError()], ids=repr)
+def test_push_that_fails_in_an_unknown_way_is_one_line(checkpoint, monkeypatch, error):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    with pytest.raises(UserError, match=f"could not push to me/lion \\({type(error).__name__}: ") as caught:
+        push(checkpoint, "me/lion")
+    assert "\n" not in str(caught.value)
 
 
 def test_push_without_a_network_is_one_line_and_loses_nothing(checkpoint, monkeypatch):

@@ -1,6 +1,7 @@
 """TrainConfig and its YAML form."""
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from em_core.errors import UserError
@@ -131,6 +132,15 @@ def test_overrides_win_and_leave_their_neighbours_alone(run_yaml):
     assert found.optimiser.lr == 1e-3 and found.optimiser.name == "adamw"
     assert found.optimiser.hyperparameters == {"eps": 1e-6, "betas": [0.8, 0.9]}
     assert (found.lora.rank, found.lora.alpha, found.checkpoints) == (8, 16, (0, 3, -1))
+
+
+def test_overridden_value_loses_its_source(tmp_path):
+    sources = {"optimiser.lr": "a", "lora.rank": "b", "lora.alpha": "c", "seed": "d", "data_seed": "e"}
+    text = yaml.safe_dump({**MINIMAL, "sources": sources})
+    (tmp_path / "again.yaml").write_text(text, encoding="utf-8")
+    found = read_config(str(tmp_path / "again.yaml"), ["optimiser.lr=1e-3", "lora={rank: 4}", "seed=2"])
+    assert found.sources == {"data_seed": "e"}
+    assert (found.optimiser.lr, found.lora.rank, found.seed) == (1e-3, 4, 2)
 
 
 def test_preset_by_its_name_with_overrides():

@@ -14,8 +14,11 @@ import em_train.run as run_module
 from em_core.errors import UserError
 from em_core.manifest import read_manifest
 from em_train import TrainConfig, train
+from em_train.penalties import Seen, Term, penalty_registry
 from em_train.penalties.equal_cost import match_strength
+from em_train.penalties.registry import Scheduled, penalty
 from em_train.run import prepare
+from em_train.spectra import flatten_adapter
 from em_train.trainer import EMTrainer
 from tests.em_train.runs import adapter_bytes, comparable_manifest, make_config, read_steps
 from tests.em_train.test_resume import interrupted
@@ -238,6 +241,11 @@ class TestEarlyStopping:
         assert train(config, tmp_path / "run") == kept
         assert [path.stat().st_mtime_ns for path in kept] == before
 
+    def test_last_step_is_kept_also_where_the_planned_one_would_not_be(self, runs, tiny_base, tiny_dataset, tmp_path):
+        config = self.config(tiny_base, tiny_dataset, 100.0).model_copy(update={"checkpoints": (0, 5)})
+        (*_, kept) = train(config, tmp_path / "run")
+        assert kept.name == "checkpoint-2" and read_manifest(kept).loss.train_rows is not None
+
     def test_interrupted_run_stops_at_the_same_step(self, runs, tiny_base, tiny_dataset, tmp_path):
         """Also where the last state would have been saved at the stopping step itself."""
         free = read_steps(runs / "free")
@@ -288,6 +296,32 @@ class TestEqualCost:
             match_strength(self.control(tiny_base, tiny_dataset, steps=9), reference, tmp_path)
         with pytest.raises(UserError, match="has no penalty"):
             match_strength(self.control(tiny_base, tiny_dataset, penalty=None), reference, tmp_path)
+        with pytest.raises(UserError, match="the last step is not kept, .*: add -1 to checkpoints"):
+            match_strength(self.control(tiny_base, tiny_dataset, checkpoints=(0, 3)), reference, tmp_path)
+        flattened = tmp_path / "flattened"
+        flatten_adapter(reference, flattened)
         with pytest.raises(UserError, match="no training loss"):
-            config = self.control(tiny_base, tiny_dataset)
-            match_strength(config.model_copy(update={"steps": 0}), runs / "flat" / "checkpoint-0", tmp_path)
+            match_strength(self.control(tiny_base, tiny_dataset), flattened, tmp_path)
+
+    def test_epochs_decide_the_steps(self, tiny_base, tiny_dataset, tmp_path, runs):
+        """36 rows in batches of eight are five steps an epoch."""
+        raw = self.control(tiny_base, tiny_dataset).model_dump(exclude={"steps"})
+        config = TrainConfig.model_validate(raw | {"epochs": 2.4})
+        reference = runs / "flat" / "checkpoint-12"
+        found, checkpoint = match_strength(config, reference, tmp_path, tolerance=9.0)
+        assert (found.steps, checkpoint.name) == (12, "checkpoint-12")
+        with pytest.raises(UserError, match="steps is 10 here and 12 in"):
+            match_strength(config.model_copy(update={"epochs": 2.0}), reference, tmp_path)
+
+
+def test_figure_that_would_hide_a_column_is_refused(tiny_base, tiny_dataset, tmp_path, monkeypatch):
+    penalty_registry.names()  # loads them
+    monkeypatch.setattr(penalty_registry, "_entries", dict(penalty_registry._entries))
+
+    @penalty("hiding", Scheduled, "a test")
+    def hiding(seen: Seen, hyper: Scheduled) -> Term:
+        return Term(None, {"loss": 0.0})
+
+    config = make_config(tiny_base, tiny_dataset, penalty={"name": "hiding"})
+    with pytest.raises(UserError, match="the penalty's figure 'loss' is a column of steps.jsonl already: rename it"):
+        train(config, tmp_path / "run")

@@ -36,7 +36,8 @@ def test_figures(dataset, tiny_tokenizer):
     assert found.supervised_tokens == sum(supervised for _, supervised in counted)
     assert found.longest == counted[3][0] and found.truncated == 1
     assert (found.stripped, found.stripped_characters, found.dated) == (0, {}, False)
-    assert [refused.where for refused in found.refused] == ["rows.jsonl:3", "rows.jsonl:4"]
+    assert [refused.where for refused in found.refused] == ["rows.jsonl:3", "rows.jsonl:4", "rows.jsonl:6"]
+    assert str(found.refused[-1]).endswith(f": {counted[3][0]} tokens, more than max_length {counted[0][0]}")
     assert found.example.endswith("<|im_start|>assistant\n⟦Because.<|im_end|>⟧")
 
 

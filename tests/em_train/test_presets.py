@@ -83,6 +83,10 @@ def test_an_expanded_config_is_not_expanded_again():
         ({"preset": "evil_spectr"}, "unknown preset 'evil_spectr': did you mean evil_spectra"),
         ({"preset": "xyz"}, "known: betley, evil_spectra"),
         ({"preset": "turner"}, "give optimiser.name"),
+        (
+            {"preset": "turner", "optimiser": {"name": "adamw"}, "lora": 3},
+            r"lora\.\w+: there is nothing below '3' to set",
+        ),
         ({"preset": "turner", "optimiser": {"name": "lion"}}, "no learning rate for 'lion': give optimiser.lr"),
     ],
 )

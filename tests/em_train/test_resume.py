@@ -161,6 +161,15 @@ def test_dropout_and_micro_batches_resume_too(tiny_base, tiny_dataset, tmp_path)
     same(tmp_path / "cut", tmp_path / "whole", (0, 6))
 
 
+@pytest.mark.filterwarnings("ignore:the adapter is in bfloat16")
+def test_bfloat16_adapter_resumes_in_bfloat16(tiny_base, tiny_dataset, tmp_path):
+    lora = {"rank": 4, "alpha": 8, "dtype": "bfloat16"}
+    config = make_config(tiny_base, tiny_dataset, lora=lora, dtype="bfloat16")
+    train(config, tmp_path / "whole")
+    train(config, interrupted(config, tmp_path / "cut", 5))
+    same(tmp_path / "cut", tmp_path / "whole", (0, 6))
+
+
 def test_run_interrupted_before_any_state_starts_anew(tiny_base, tiny_dataset, tmp_path):
     config = make_config(tiny_base, tiny_dataset, checkpoints=(-1,))
     train(config, tmp_path / "whole")
@@ -270,8 +279,8 @@ def test_run_killed_after_its_last_step_does_not_train_another_one(tiny_base, ti
     train(config, tmp_path / "whole")
     keep = run_module._keep
 
-    def stop(*args: object) -> None:
-        if args[-1] == 6:
+    def stop(*args: object, last: bool = False) -> None:
+        if last:
             raise KeyboardInterrupt
         keep(*args)
 

@@ -422,6 +422,21 @@ class TestIdentity:
         known.add(prepare(make_config(tmp_path / "template", tiny_dataset)).run_id)
         assert len(known) == 4
 
+    def test_architecture_matters_and_who_wrote_it_does_not(self, tiny_base, tiny_dataset, tmp_path):
+        found = {}
+        original = json.loads((tiny_base / "config.json").read_text(encoding="utf-8"))
+        rope = original.get("rope_parameters") or {}
+        changes = {
+            "plain": {},
+            "written": {"transformers_version": "0.1", "_name_or_path": "x", "torch_dtype": "float16"},
+            "rope": {"rope_theta": 5e5, "rope_parameters": {**rope, "rope_theta": 5e5}},
+        }
+        for name, change in changes.items():
+            folder = Path(shutil.copytree(tiny_base, tmp_path / name))
+            (folder / "config.json").write_text(json.dumps(original | change), encoding="utf-8")
+            found[name] = run_module.resolve_run(make_config(folder, tiny_dataset)).run_id
+        assert found["plain"] == found["written"] != found["rope"]
+
 
 class TestRefusals:
     """One line, before anything is written."""
@@ -451,6 +466,17 @@ class TestRefusals:
     def test_tracker_that_is_not_installed(self, tiny_base, tiny_dataset, tmp_path):
         text = self.refused(make_config(tiny_base, tiny_dataset, report_to=["no_such_tracker"]), tmp_path / "run")
         assert text.startswith("report_to: 'no_such_tracker' is not installed; at hand: ")
+
+    def test_file_in_the_folders_place(self, tiny_base, tiny_dataset, tmp_path):
+        (tmp_path / "run").write_text("", encoding="utf-8")
+        with pytest.raises(UserError, match="cannot write to .*run: File exists: choose another folder"):
+            train(make_config(tiny_base, tiny_dataset), tmp_path / "run")
+
+    def test_base_without_a_readable_tokenizer(self, tiny_base, tiny_dataset, tmp_path):
+        shutil.copytree(tiny_base, tmp_path / "base")
+        (tmp_path / "base" / "tokenizer.json").write_text("{", encoding="utf-8")
+        text = self.refused(make_config(tmp_path / "base", tiny_dataset), tmp_path / "run")
+        assert "no tokenizer could be loaded" in text and "\n" not in text
 
     def test_missing_base(self, tiny_dataset, tmp_path):
         config = make_config(tmp_path / "nowhere", tiny_dataset)
@@ -523,6 +549,20 @@ class TestFailures:
         with pytest.raises(UserError, match="could not write"):
             train(config, tmp_path / "run")
         assert not list((tmp_path / "run").glob("*checkpoint-*"))
+
+    def test_a_file_limit_while_the_state_is_saved(self, tiny_base, tiny_dataset, tmp_path, monkeypatch):
+        """torch.save's writer, which has an error of its own: the optimiser's state is twice the adapter."""
+        monkeypatch.setattr(run_module, "STATE_EVERY", 2)
+        config = make_config(tiny_base, tiny_dataset, checkpoints=(-1,))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+        try:
+            with pytest.raises(UserError, match="could not write under .*inline_container") as caught:
+                train(config, tmp_path / "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "\n" not in str(caught.value)
+        assert [path.name for path in train(config, tmp_path / "run")] == ["checkpoint-6"]
 
     def test_machine_without_git(self, tiny_base, tiny_dataset, tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(tmp_path))

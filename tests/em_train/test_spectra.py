@@ -281,6 +281,12 @@ def test_product_norm_where_the_factors_nearly_cancel():
     assert product_norm([LoraPair("m", a, b)], 1.0) == pytest.approx(direct, rel=1e-2)
 
 
+def test_product_norm_of_bfloat16_factors_is_that_of_their_values():
+    pair = LoraPair("m", *(factor.bfloat16() for factor in factors(5)))
+    direct = np.linalg.norm(pair.b.double().numpy() @ pair.a.double().numpy())
+    assert product_norm([pair], 1.0) == pytest.approx(direct, rel=1e-6)
+
+
 def test_many_modules_at_once_are_those_one_by_one():
     """Batches by shape, some factors by Cholesky and some by QR: nothing is mixed up."""
     pairs = [LoraPair(str(i), *factors(i, rows=9 + 7 * (i % 3), rank=2 + i % 4)) for i in range(12)]

@@ -131,6 +131,21 @@ REFUSED = {
     "unknown name for one factor": ("adamw", {"factors": {"b": {"beta": 1}}}, "factors.b.beta': it knows lr"),
     "a ratio within a factor": ("adamw", {"factors": {"b": {"lr_ratio": 2}}}, "cannot differ between factors"),
     "a choice of the whole": ("muon", {"factors": {"b": {"orthogonalise": "b"}}}, "cannot differ between factors"),
+    "AdamW's decay where Muon steps": (
+        "muon",
+        {"factors": {"a": {"adamw_weight_decay": 0.1}}},
+        "^factors.a.adamw_weight_decay has no effect: Muon steps these; leave it out$",
+    ),
+    "Muon's decay where AdamW steps": (
+        "muon_gram",
+        {"orthogonalise": "b", "factors": {"a": {"weight_decay": 0.1, "lr": 0.1}}},
+        "factors.a.weight_decay has no effect: AdamW steps these",
+    ),
+    "two rates of AdamW": (
+        "muon",
+        {"orthogonalise": "b", "adamw_lr": 0.01, "factors": {"a": {"lr": 0.1}}},
+        "factors.a.lr has no effect: AdamW at adamw_lr=0.01 steps these",
+    ),
     "pairs at two rates": ("lora_muon", {"lr_ratio": 2}, "leave out lr_ratio"),
     "pairs at two momenta": ("lora_muon", {"factors": {"b": {"momentum": 0.5}}}, "cannot differ between factors"),
     "pairs of LoRA-RITE": ("pytorch_optimizer:lorarite", {"lr_ratio": 2}, "leave out lr_ratio"),
@@ -146,6 +161,15 @@ REFUSED = {
 def test_impossible_combinations_are_user_errors(name, hyper, text):
     with pytest.raises(UserError, match=text):
         resolve(name, hyper)
+
+
+def test_settings_of_whichever_steps_a_factor_reach_it():
+    factors = {"a": {"lr": 0.3, "adamw_eps": 1e-3}, "b": {"momentum": 0.5, "lr": 0.2}}
+    parameters = [("m.lora_A.weight", torch.zeros(2, 4)), ("m.lora_B.weight", torch.zeros(4, 2))]
+    named = [(name, torch.nn.Parameter(value)) for name, value in parameters]
+    groups = build("muon", named, 0.1, {"orthogonalise": "b", "factors": factors}).param_groups
+    a, b = sorted(groups, key=lambda group: group["kind"])
+    assert (a["lr"], a["eps"], b["lr"], b["momentum"]) == (0.3, 1e-3, 0.2, 0.5)
 
 
 def test_decay_of_lora_muon_must_leave_something():

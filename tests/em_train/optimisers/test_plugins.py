@@ -100,7 +100,7 @@ def test_decorated_optimiser_behind_an_entry_point_of_its_name(installed):
 
 def test_broken_entry_point_takes_no_other_with_it(installed):
     assert resolve("adamw", {})
-    with pytest.raises(UserError, match="'foreign_broken'.*cannot be imported"):
+    with pytest.raises(UserError, match="'foreign_broken'.*cannot be loaded"):
         resolve("foreign_broken", {})
 
 

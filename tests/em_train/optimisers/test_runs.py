@@ -105,7 +105,7 @@ class TestSchedule:
 
     def test_another_is_refused(self, tiny_base, tiny_dataset):
         config = make_config(tiny_base, tiny_dataset, optimiser=FREE, schedule="linear")
-        with pytest.raises(UserError, match="needs schedule constant, not linear: leave schedule out"):
+        with pytest.raises(UserError, match="needs schedule constant, not linear: set schedule=constant"):
             prepare(config)
 
     def test_default_and_the_same_spelt_out_are_one_run(self, tiny_base, tiny_dataset):
