@@ -347,7 +347,7 @@ def _step_of(manifest: Manifest) -> str:
 
 EXTRAS = (
     _dataset_of, _base_of, _batch_of, _rate_of, _hyperparameters_of, _schedule_of, _penalty_of, _seed_of, _step_of
-)  # fmt: skip
+)
 
 
 def _arm(manifest: Manifest) -> str:
