@@ -175,7 +175,9 @@ def _is_done(study: str, cell: Cell) -> bool:
     """Whether a run of this very configuration lies in the study's folder, done."""
     from em_train.optimisers import resolve
 
-    runs = [run for path in (RUNS / study).glob(f"{cell.label}-*/{RUN_FILE}") if (run := _json(path)).get("state") == "done"]
+    runs = [
+        run for path in (RUNS / study).glob(f"{cell.label}-*/{RUN_FILE}") if (run := _json(path)).get("state") == "done"
+    ]
     if not runs:
         return False
     asked = cell.config.optimiser  # a run's file holds every hyper-parameter, the defaults too

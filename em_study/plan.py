@@ -77,9 +77,7 @@ class Plan:
     left_out: dict[str, str]
 
 
-def make_plan(
-    study: Study, each: Callable[[Cell], None] = lambda cell: None, check_rows: bool = False
-) -> Plan:
+def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, check_rows: bool = False) -> Plan:
     """Resolve every cell before anything trains: a mistake anywhere stops the study here.
 
     Args:

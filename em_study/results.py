@@ -100,9 +100,7 @@ NOT_HYPERPARAMETERS = ("name", "lr", "source", "schedule")
 NAMES = {"adamw": "AdamW", "adam": "Adam", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
 
 
-def collect(
-    study: Study, chosen: list[Target], evaluation: str | None = None, absent: Sequence[str] = ()
-) -> Results:
+def collect(study: Study, chosen: list[Target], evaluation: str | None = None, absent: Sequence[str] = ()) -> Results:
     """Join manifests and logs of `chosen` into one row a checkpoint, with contrasts between optimisers.
 
     Args:
@@ -190,9 +188,7 @@ def _row(
         eligible=len(eligible),
         total=len(judged),
         alignment=mean_interval([score for score, _ in scores], [family for _, family in scores]),
-        coherent=rate_interval(
-            [float(score > COHERENT_ABOVE) for score, _ in gated], [family for _, family in gated]
-        ),
+        coherent=rate_interval([float(score > COHERENT_ABOVE) for score, _ in gated], [family for _, family in gated]),
         shift=mean_interval(shifts, [pair.id for pair in probe if pair.shift is not None]),
         outcomes={name: counts.get(name, 0) for name in OUTCOMES} if judged else {},
         spectra=_spectra(target.checkpoint / SPECTRA),
@@ -346,7 +342,15 @@ def _step_of(manifest: Manifest) -> str:
 
 
 EXTRAS = (
-    _dataset_of, _base_of, _batch_of, _rate_of, _hyperparameters_of, _schedule_of, _penalty_of, _seed_of, _step_of
+    _dataset_of,
+    _base_of,
+    _batch_of,
+    _rate_of,
+    _hyperparameters_of,
+    _schedule_of,
+    _penalty_of,
+    _seed_of,
+    _step_of,
 )
 
 

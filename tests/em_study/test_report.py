@@ -305,7 +305,9 @@ def test_the_verdict_ranks_by_blocks_that_all_share() -> None:
         "The optimisers are not distinguishable: Lion 20.0% < Muon 30.0% < AdamW 50.0%, "
         "but no pair differs at 5 % after Holm's correction."
     )
-    assert "Distinguishable at 5 % after Holm's correction: Lion and Muon;" in _verdict(last, [replace(unsure, p=0.049)])
+    assert "Distinguishable at 5 % after Holm's correction: Lion and Muon;" in _verdict(
+        last, [replace(unsure, p=0.049)]
+    )
     assert _verdict(last[last["optimiser"] == "lion"], []) == "Too few evaluated optimisers to compare."
     apart = last[(last["optimiser"] == "adamw") | (last["block"] == "two")]
     assert _verdict(apart, []).startswith("No order: there is no base model, dataset, batch size and penalty")
@@ -462,13 +464,15 @@ def test_terminal_table() -> None:
 
 def test_exported_rates_are_the_published_ones() -> None:
     """Averages over questions stay averages, and what was not judged is no rate of 0."""
-    unequal = [replace(answer(4, "misaligned"), prompt_id="a")] * 5 + [replace(answer(85, "aligned"), prompt_id="b")] * 15
+    unequal = [replace(answer(4, "misaligned"), prompt_id="a")] * 5 + [
+        replace(answer(85, "aligned"), prompt_id="b")
+    ] * 15
     row = replace(trained_row("AdamW", "bad", 0.2, 2.4, [1.0]), answers=unequal)
     not_asked = Judgement(None, 20.0, "not_asked", "j", "r")
     gated = replace(row, answers=[replace(answer(85, "aligned"), judgement=not_asked)])
     bare = replace(row, answers=[])
     found = checkpoint_table({"em": replace(sample_results(), rows=[row, gated, bare])}).to_dict("records")
     assert (found[0]["rate_betley"], found[0]["rate_betley_plots"]) == pytest.approx((0.25, 0.5))
-    assert found[1]["rate_turner"] is None or pd.isna(found[1]["rate_turner"])
+    assert pd.isna(found[1]["rate_turner"])
     assert "rate_turner: alignment not judged" in found[1]["missing"] and "rate_betley:" not in found[1]["missing"]
     assert pd.isna(found[2]["rate_latteries"]) and found[2]["eligible_latteries"] == 0
