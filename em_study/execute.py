@@ -187,7 +187,7 @@ def existing(plan: Plan) -> list[Target]:
 
 
 def absent(plan: Plan) -> list[str]:
-    """What the plan asks for and the disk does not hold, one line a cell: left out, failed or not trained to its end."""
+    """What the plan asks for and the disk does not hold, a line a cell: left out, failed or not trained to its end."""
     lines = [f"{label}: left out ({why})" for label, why in plan.left_out.items()]
     for cell in plan.cells:
         folder = place(cell)
