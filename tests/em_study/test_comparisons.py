@@ -58,7 +58,7 @@ def test_a_contrast_is_the_difference_of_unweighted_means_over_blocks() -> None:
 def test_pairing_by_prompt_is_worth_its_name() -> None:
     """Families of very different difficulty: the paired error is near the one of per-family differences."""
     rng = np.random.default_rng(0)
-    share = np.concatenate([np.full(20, 0.1), np.full(20, 0.9)])
+    share = np.concatenate([np.full(20, 0.2), np.full(20, 0.8)])
     rows = [
         {"optimiser": name, "block": "b", "seed": 0, "family": f"q{f}", "hit": int(rng.random() < share[f])}
         for name in ("a", "b")
