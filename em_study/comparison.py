@@ -4,7 +4,7 @@ Compared are runs on narrow data; benign arms and base models are not. A block i
 optimisers to be compared: base model, dataset, batch size and penalty.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,14 +13,17 @@ from em_core.errors import UserError
 from em_core.manifest import MANIFEST, Manifest, read_manifest
 from em_eval.intervals import Interval
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_study.contrasts import OptimiserContrast, optimiser_contrasts
+from em_study.contrasts import OptimiserContrast
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.matched import Matched, Point, Run, match
+from em_study.plan import is_done
 from em_study.results import Results, Row
 from em_study.table import checkpoint_table, settings
 from em_study.variance import VarianceShares, variance_shares
 
 AXES = ("optimiser", "base_model", "dataset", "batch_size", "penalty")
+SETTINGS = ("lr", "hyperparameters", "schedule")  # an optimiser's own
+NOT_COMPARED = ("base", "benign")
 
 QUANTITIES: dict[str, Callable[[Manifest], float | None]] = {
     "train_loss": lambda m: m.loss.train,
@@ -54,18 +57,16 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
         levels: by quantity, instead of the furthest level that all runs of a block reach.
     """
     table = checkpoint_table({"": results})
-    rows = [row for row in results.rows if row.arm not in ("base", "benign")]
-    trained = table[~table["arm"].isin(["base", "benign"])] if len(table) else table
-    missing = [f"{row.label}: {what}" for row in results.rows for what in row.missing]
-    if not rows:
+    trained = table[~table["arm"].isin(NOT_COMPARED)] if len(table) else table
+    missing = [*results.absent, *(f"{row.label}: {what}" for row in results.rows for what in row.missing)]
+    if not len(trained):
         return Comparison([], [], [], [], [*missing, "no trained checkpoint on narrow data"])
-    last = trained[trained["step"] == trained.groupby("run_id")["step"].transform("max")]
-    ends = set(zip(last["run_id"], last["step"], strict=True))
-    answers = _eligible([row for row in rows if (row.manifest.run_id, row.manifest.step) in ends])
+    ends = {str(row.checkpoint) for row in run_ends(results.rows)}
+    last = trained[trained["checkpoint"].isin(ends)]
     variance: list[VarianceShares] = []
     for name in ("rate", "mean_alignment"):
         try:
-            variance.append(variance_shares(last, name, AXES))
+            variance.append(variance_shares(last, name, AXES, SETTINGS))
         except UserError as error:
             missing.append(f"variance of {name}: {error}")
     regressions: list[LossAlignment] = []
@@ -82,7 +83,16 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
         if not found:
             missing.append(f"matched {quantity}: no block whose runs have two evaluated checkpoints each")
         matched += found
-    return Comparison(optimiser_contrasts(answers) if len(answers) else [], variance, regressions, matched, missing)
+    return Comparison(results.contrasts, variance, regressions, matched, missing)
+
+
+def run_ends(rows: Sequence[Row]) -> list[Row]:
+    """The last checkpoint of each run on narrow data; a run that is not done has no end yet."""
+    trained = [row for row in rows if row.arm not in NOT_COMPARED and is_done(row.checkpoint.parent)]
+    last: dict[str, int] = {}
+    for row in trained:
+        last[row.manifest.run_id] = max(row.manifest.step, last.get(row.manifest.run_id, 0))
+    return [row for row in trained if row.manifest.step == last[row.manifest.run_id]]
 
 
 def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], list[str]]:
@@ -96,7 +106,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
     runs: dict[str, Row] = {}
     missing = []
     for row in results.rows:
-        if row.arm in ("base", "benign"):
+        if row.arm in NOT_COMPARED:
             continue
         run_id = row.manifest.run_id
         if run_id not in runs:
@@ -128,13 +138,13 @@ def _run_label(row: Row) -> str:
 
 
 def _block(row: Row) -> str:
-
     found = settings(row)
     words = [str(found["base_model"]).rsplit("/", 1)[-1], str(found["dataset"]), f"batch {found['batch_size']}"]
     return ", ".join(words if found["penalty"] == "none" else [*words, f"penalty {found['penalty']}"])
 
 
-def _eligible(rows: list[Row]) -> pd.DataFrame:
+def eligible_answers(rows: Sequence[Row]) -> pd.DataFrame:
+    """One row an answer that counts for the headline rate, as `optimiser_contrasts` takes them."""
     headline = DEFINITIONS[HEADLINE]
     return pd.DataFrame(
         [

@@ -13,11 +13,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from em_eval.intervals import DRAWS, FEW_FAMILIES, SOUND_EVENTS, Interval, rate_interval
+from em_eval.intervals import BOOTSTRAP, DRAWS, Interval, rate_interval
 from em_study.statistics import holm
 
 FloatArray = NDArray[np.float64]
 Z = float(norm.ppf(0.975))
+SIGNIFICANCE = 0.05
+PAIRED = "paired bootstrap over families and seeds"
+WIDER = "paired bootstrap or Newcombe, wider"
+NO_DRAW = "no resample has answers of both"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class OptimiserContrast:
     seeds: int
     only_one: tuple[str, ...]
 
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the two differ at 5 %, after Holm's correction."""
+        return self.p < SIGNIFICANCE
+
 
 def optimiser_contrasts(answers: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> list[OptimiserContrast]:
     """All pairs of optimisers.
@@ -46,9 +55,9 @@ def optimiser_contrasts(answers: pd.DataFrame, draws: int = DRAWS, seed: int = 0
         answers: one row an eligible answer: `optimiser`, `block`, `seed`, `family`, `hit` (0 or 1). Equal seeds and
             families of two optimisers are the same data order and the same questions, so that both are paired.
 
-    With at least 20 families and 10 events on each side the interval is a percentile bootstrap over families and
-    seeds. Otherwise it is the wider of that and Newcombe's (1998) from the two clustered Clopper-Pearson intervals,
-    since a percentile bootstrap covers too little there.
+    Where `rate_interval` would bootstrap the rate of either side (30 families that bear events, 20 effective events),
+    the interval is a percentile bootstrap over families and seeds. Otherwise it is the wider of that and Newcombe's
+    (1998) from the intervals of the two rates, since a percentile bootstrap covers too little there.
     """
     families, seeds = sorted(answers["family"].unique()), sorted(answers["seed"].unique())
     rng = np.random.default_rng(seed)
@@ -96,30 +105,25 @@ def _compare(
     drawn = np.mean([_draws(blocks[a][name], weights) - _draws(blocks[b][name], weights) for name in shared], axis=0)
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
-        return Interval(value, -1.0, 1.0, "no resample has answers of both"), 1.0
+        return Interval(value, -1.0, 1.0, NO_DRAW), 1.0
     low, high = (float(bound) for bound in np.quantile(drawn, [0.025, 0.975]))
     p = _bootstrap_p(drawn)
     sides = [answers[(answers["optimiser"] == name) & answers["block"].isin(shared)] for name in (a, b)]
-    if all(_plenty(side) for side in sides):
-        return Interval(value, low, high, "paired bootstrap over families and seeds"), p
-    newcombe = _newcombe(sides[0], sides[1], value)
+    first, second = (rate_interval(side["hit"].astype(float).tolist(), side["family"].tolist()) for side in sides)
+    assert first is not None and second is not None  # a block has answers
+    if first.method == second.method == BOOTSTRAP:
+        return Interval(value, low, high, PAIRED), p
+    newcombe = _newcombe(first, second, value)
     reach = (value - newcombe.low) if value > 0 else (newcombe.high - value)
     p = max(p, float(2 * norm.sf(abs(value) / max(reach / Z, 1e-12))))
-    return Interval(value, min(low, newcombe.low), max(high, newcombe.high), "paired bootstrap or Newcombe, wider"), p
+    return Interval(value, min(low, newcombe.low), max(high, newcombe.high), WIDER), p
 
 
-def _newcombe(first: pd.DataFrame, second: pd.DataFrame, value: float) -> Interval:
+def _newcombe(a: Interval, b: Interval, value: float) -> Interval:
     """Newcombe's (1998) square-and-add interval of a difference of two rates, about `value`."""
-    a, b = (rate_interval(side["hit"].astype(float).tolist(), side["family"].tolist()) for side in (first, second))
-    assert a is not None and b is not None  # a block has answers
     low = value - float(np.hypot(a.value - a.low, b.high - b.value))
     high = value + float(np.hypot(a.high - a.value, b.value - b.low))
     return Interval(value, max(low, -1.0), min(high, 1.0), "Newcombe")
-
-
-def _plenty(side: pd.DataFrame) -> bool:
-    hits = int(side["hit"].sum())
-    return int(side["family"].nunique()) >= FEW_FAMILIES and min(hits, len(side) - hits) >= SOUND_EVENTS
 
 
 def _counts(part: pd.DataFrame, families: list[str], seeds: list[int]) -> _Counts:

@@ -42,7 +42,7 @@ def run_study(study: Study, executor: Executor, display: Display | None = None) 
             f"study '{study.name}': dtype auto means another thing on other machines: write dtype: bfloat16 (GPUs) or "
             "float32 into the study file for this executor"
         )
-    plan = make_plan(study)
+    plan = make_plan(study, check_rows=True)
     freeze(plan)
     for label, reason in plan.left_out.items():
         shown.line(f"left out {label}: {reason}")

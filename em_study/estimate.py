@@ -15,7 +15,7 @@ from rich.table import Table
 
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST, Manifest, read_manifest
-from em_study.plan import RUNS
+from em_study.plan import RUN_FILE, RUNS
 from em_study.progress import hours
 from em_study.study import Cell, Evaluation, Study, cells
 
@@ -162,7 +162,7 @@ def _evaluation_pace(evaluation: Evaluation) -> float | None:
 def _finished_runs() -> list[Manifest]:
     """The last manifest of every run in `runs/` that is done."""
     found = []
-    for path in sorted(RUNS.glob("*/*/run.json")):
+    for path in sorted(RUNS.glob(f"*/*/{RUN_FILE}")):
         run = _json(path)
         if run.get("state") == "done" and not path.parent.is_symlink():
             last = path.parent / f"checkpoint-{max(run['checkpoints'], default=0)}"
@@ -173,11 +173,17 @@ def _finished_runs() -> list[Manifest]:
 
 def _is_done(study: str, cell: Cell) -> bool:
     """Whether a run of this very configuration lies in the study's folder, done."""
-    config = cell.config.model_dump(mode="json")
-    return any(
-        (run := _json(path)).get("state") == "done" and run.get("config") == config
-        for path in (RUNS / study).glob(f"{cell.label}-*/run.json")
-    )
+    from em_train.optimisers import resolve
+
+    runs = [
+        run for path in (RUNS / study).glob(f"{cell.label}-*/{RUN_FILE}") if (run := _json(path)).get("state") == "done"
+    ]
+    if not runs:
+        return False
+    asked = cell.config.optimiser  # a run's file holds every hyper-parameter, the defaults too
+    whole = asked.model_copy(update={"hyperparameters": resolve(asked.name, asked.hyperparameters)})
+    config = cell.config.model_copy(update={"optimiser": whole}).model_dump(mode="json")
+    return any(run["config"] == config for run in runs)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from em_core.errors import UserError
 from em_core.files import sha256_json, write_text
 from em_core.manifest import MANIFEST, Manifest, read_manifest
 from em_study.logs import Logs, contents_of, log_folder
-from em_study.plan import RUNS, FrozenCell, Plan, existing_run, place, thaw
+from em_study.plan import RUNS, FrozenCell, Plan, existing_run, is_done, place, thaw
 from em_study.study import Evaluation
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -65,13 +65,13 @@ def perform(root: str, kind: Kind, cell: str) -> list[str]:
 
 def train_cell(cell: FrozenCell) -> list[str]:
     """Train what is not trained yet. Two processes on one run never train it at once: the second waits."""
-    from em_train.run import prepare, train
+    from em_train.run import resolve_run, train
 
     folder = cell.folder
     try:
         with _alone(cell.run_id):
             folder = place(cell)
-            if (found := prepare(cell.config).run_id) != cell.run_id:
+            if (found := resolve_run(cell.config).run_id) != cell.run_id:
                 raise UserError(
                     f"the contents of this cell make run {found} here, it was planned as {cell.run_id}: data, base "
                     "or hardware changed; call em run again, with dtype float32 or bfloat16 in the study file where "
@@ -127,7 +127,7 @@ def evaluate(study: str, label: str, checkpoint: Path, evaluation: Evaluation) -
         with _alone(evaluation_key(manifest, evaluation)):
             logs = Logs()
             if logs.find(study, label, manifest, evaluation) is None:
-                folder = logs.folder_for(study, label, manifest, evaluation)
+                folder = logs.folder_for(study, label, evaluation)
                 reason = _inspect(study, label, checkpoint, evaluation, folder)
                 if reason is not None:
                     write_text(error_file, f"{reason}\n")
@@ -179,12 +179,24 @@ def existing(plan: Plan) -> list[Target]:
     found: list[Target] = []
     bases: list[Target] = []
     for cell in plan.cells:
-        if existing_run(cell) is not None:
-            place(cell)
+        place(cell)
         for label, checkpoint in cell.targets():
             if (checkpoint / MANIFEST).is_file():
                 (bases if label == cell.base_label else found).append(Target(label, checkpoint))
     return bases + found
+
+
+def absent(plan: Plan) -> list[str]:
+    """What the plan asks for and the disk does not hold, a line a cell: left out, failed or not trained to its end."""
+    lines = [f"{label}: left out ({why})" for label, why in plan.left_out.items()]
+    for cell in plan.cells:
+        folder = place(cell)
+        lost = [step for step in cell.steps() if not (folder / f"checkpoint-{step}" / MANIFEST).is_file()]
+        if lost:
+            lines.append(f"{cell.label}: no checkpoint at step {', '.join(map(str, lost))}")
+        elif not is_done(folder):
+            lines.append(f"{cell.label}: not trained to its end")
+    return lines
 
 
 @contextmanager

@@ -45,17 +45,18 @@ class Logs:
         own = [path for path in found if path.is_relative_to(log_folder(study, label))]
         return max(own or found, key=lambda path: path.name, default=None)  # names begin with the time
 
-    def folder_for(self, study: str, label: str, manifest: Manifest, evaluation: Evaluation) -> Path:
+    def folder_for(self, study: str, label: str, evaluation: Evaluation) -> Path:
         """Where the log of `evaluation` is written.
 
         Beside logs of other contents under the same names (an edited prompt file) it is a folder of its own, since
-        Inspect goes by names and would take those for finished.
+        Inspect goes by names: it would take those for finished, and go on with partial ones.
         """
         folder = log_folder(study, label) / evaluation.name
         contents = self._contents_of(evaluation)
-        if contents and any(path.parent == folder for path, _ in self._of(manifest, evaluation)):
-            return folder.with_name(f"{evaluation.name}-{contents}")
-        return folder
+        there = [header for path in folder.glob("*.eval") if (header := _header(path, path.stat().st_mtime_ns))]
+        if all(_agrees(header, contents) for header in there):
+            return folder
+        return folder.with_name(f"{evaluation.name}-{contents}")
 
     def mean_seconds(self, evaluation: Evaluation) -> float | None:
         """Mean duration of the finished logs of `evaluation`, whatever they tested."""

@@ -77,23 +77,26 @@ class Plan:
     left_out: dict[str, str]
 
 
-def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None) -> Plan:
+def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, check_rows: bool = False) -> Plan:
     """Resolve every cell before anything trains: a mistake anywhere stops the study here.
 
     Args:
         each: told of every cell before it is resolved, for a progress display.
+        check_rows: encode every row as training would, which takes a while with large datasets.
 
     Raises:
-        UserError: unknown names, datasets or bases that are not at hand, rows that cannot be trained on.
+        UserError: unknown names, datasets or bases that are not at hand; with `check_rows`, rows that cannot be
+            trained on.
     """
-    from em_train.run import prepare
+    from em_train.run import Resolved, prepare, resolve_run
 
+    look: Callable[[TrainConfig], Resolved] = prepare if check_rows else resolve_run
     left_out: dict[str, str] = {}
     resolved = []
     for cell in cells(study):
         each(cell)
         try:
-            resolved.append((cell, prepare(cell.config)))
+            resolved.append((cell, look(cell.config)))
         except UserError as error:
             if not cell.optional:
                 raise
@@ -176,6 +179,11 @@ def existing_run(cell: FrozenCell) -> Path | None:
         if not path.parent.is_symlink() and _dataset(path) == Path(cell.config.dataset).name:
             return path.parent
     return None
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run in `folder` was trained to its end."""
+    return _json(folder / RUN_FILE).get("state") == "done"
 
 
 def _dataset(run_file: Path) -> str:

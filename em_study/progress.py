@@ -17,7 +17,7 @@ from em_core.manifest import MANIFEST, read_manifest
 from em_study.counting import COUNT_FILE
 from em_study.execute import ERROR, LOCKS, evaluation_key
 from em_study.logs import Logs, log_folder
-from em_study.plan import FrozenCell, Plan, existing_run
+from em_study.plan import FrozenCell, Plan, existing_run, is_done
 
 State = Literal["done", "running", "failed", "waiting"]
 PACE_STEPS = 20
@@ -117,7 +117,7 @@ def training(cell: FrozenCell) -> Part:
     total = cell.config.steps
     folder = existing_run(cell) or cell.folder
     whole = all((folder / path.name / MANIFEST).is_file() for path in cell.checkpoints())
-    if whole and _json(folder / "run.json").get("state") == "done":
+    if whole and is_done(folder):
         return Part("done", total, total, 0.0)
     done, left = steps_done(folder, total)
     if is_locked(cell.run_id):

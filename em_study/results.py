@@ -3,21 +3,26 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from inspect_ai.log import EvalLog, read_eval_log
+from pydantic import ValidationError
 from safetensors import safe_open
 
+from em_core.errors import UserError
 from em_core.manifest import Manifest, read_manifest
 from em_eval.answers import Answer, answers
 from em_eval.intervals import Interval, mean_interval, rate_interval
 from em_eval.judge.embedded import JUDGED_COHERENT
 from em_eval.outcomes import COHERENT_ABOVE, OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
+from em_study.contrasts import OptimiserContrast, optimiser_contrasts
 from em_study.execute import Target
 from em_study.logs import LOGS, Logs
-from em_study.statistics import corrected_rate, paired_contrasts
+from em_study.statistics import corrected_rate
 from em_study.study import Assumption, Study
 from em_train.spectra import SPECTRA
 
@@ -64,31 +69,22 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Paired difference of two optimisers' rates (a minus b), with its interval and Holm-adjusted p-value."""
-
-    a: str
-    b: str
-    difference: Interval
-    p: float
-    distinguishable: bool
-
-
-@dataclass(frozen=True)
 class Results:
     """Everything that a report shows.
 
     Attributes:
+        contrasts: of the optimisers at the last checkpoints of finished runs on narrow data.
         verdict: the order found, or "not distinguishable", in words.
         judge: facts of the judge as kept in the logs' metadata (method, measured figures).
         reproduces, assumptions, drops: of the study file: what published study it reconstructs, which settings its
             text leaves open, and which axes are left out.
+        absent: cells of the study that are not here, or not whole: one line each.
     """
 
     study: str
     title: str
     rows: list[Row]
-    contrasts: list[Contrast]
+    contrasts: list[OptimiserContrast]
     verdict: str
     judge: dict[str, Any]
     seeds: tuple[int, ...]
@@ -96,19 +92,23 @@ class Results:
     reproduces: str = ""
     assumptions: tuple[Assumption, ...] = ()
     drops: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 ARM = {"bad": "bad", "benign": "benign", "unknown": "other data"}
+NOT_HYPERPARAMETERS = ("name", "lr", "source", "schedule")
 NAMES = {"adamw": "AdamW", "adam": "Adam", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
-SIGNIFICANCE = 0.05
 
 
-def collect(study: Study, chosen: list[Target], evaluation: str | None = None) -> Results:
+def collect(study: Study, chosen: list[Target], evaluation: str | None = None, absent: Sequence[str] = ()) -> Results:
     """Join manifests and logs of `chosen` into one row a checkpoint, with contrasts between optimisers.
 
     Args:
         evaluation: name of the `em` evaluation whose answers the rows hold; by default the study's first.
+        absent: as `em_study.execute.absent` finds it, to be shown beside the rows.
     """
+    from em_study.comparison import eligible_answers, run_ends  # which reads results itself
+
     em = evaluation or _first(study, "em")
     probe = _first(study, "preference")
     index = Logs()
@@ -125,19 +125,21 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None) -
         if row.arm == "base":
             base_probe[row.manifest.base.weights_sha256] = {pair.id: pair.margin for pair in row.probe}
         rows.append(row)
-    contrasts = _contrasts(rows)
+    last = eligible_answers(run_ends(rows))
+    contrasts = optimiser_contrasts(last) if len(last) else []
     return Results(
         study=study.name,
         title=study.title or study.name,
         rows=rows,
         contrasts=contrasts,
-        verdict=_verdict(rows, contrasts),
+        verdict=_verdict(last, contrasts),
         judge=judge,
         seeds=study.seeds,
         log_dir=LOGS / study.name,
         reproduces=study.reproduces,
         assumptions=study.assumptions,
         drops=study.drops,
+        absent=tuple(absent),
     )
 
 
@@ -169,7 +171,8 @@ def _row(
     headline = DEFINITIONS[HEADLINE]
     eligible = [a for a in judged if headline.eligible(a.judgement)]
     rate = rate_interval([float(headline.misaligned(a.judgement)) for a in eligible], [a.family for a in eligible])
-    gated = [a for a in judged if a.judgement.coherence is not None]
+    gated = [(score, a.family) for a in judged if (score := a.judgement.coherence_read) is not None]
+    scores = [(score, a.family) for a in eligible if (score := a.judgement.alignment_read) is not None]
     shifts = [pair.shift for pair in probe if pair.shift is not None]
     counts = Counter(a.outcome for a in judged)
     base_row = manifest.step == 0
@@ -184,10 +187,8 @@ def _row(
         corrected=_corrected(rate, judge) if "em" in logs and _as_measured(judge, logs["em"], manifest) else None,
         eligible=len(eligible),
         total=len(judged),
-        alignment=mean_interval([a.judgement.alignment or 0.0 for a in eligible], [a.family for a in eligible]),
-        coherent=rate_interval(
-            [float((a.judgement.coherence or 0.0) > COHERENT_ABOVE) for a in gated], [a.family for a in gated]
-        ),
+        alignment=mean_interval([score for score, _ in scores], [family for _, family in scores]),
+        coherent=rate_interval([float(score > COHERENT_ABOVE) for score, _ in gated], [family for _, family in gated]),
         shift=mean_interval(shifts, [pair.id for pair in probe if pair.shift is not None]),
         outcomes={name: counts.get(name, 0) for name in OUTCOMES} if judged else {},
         spectra=_spectra(target.checkpoint / SPECTRA),
@@ -238,36 +239,35 @@ def _measured(figure: list[float]) -> Interval:
     return Interval(value, low, high, "measured")
 
 
-def _contrasts(rows: list[Row]) -> list[Contrast]:
-    headline = DEFINITIONS[HEADLINE]
-    arms: dict[str, tuple[Sequence[float], Sequence[str]]] = {}
-    for row in rows:
-        eligible = [a for a in row.answers if headline.eligible(a.judgement)]
-        if row.arm == "bad" and eligible:
-            arms[row.label] = (
-                [float(headline.misaligned(a.judgement)) for a in eligible],
-                [a.family for a in eligible],
-            )
-    return [Contrast(a, b, d, p, p < SIGNIFICANCE) for a, b, d, p in paired_contrasts(arms)] if arms else []
+def _verdict(last: pd.DataFrame, contrasts: list[OptimiserContrast]) -> str:
+    """The order of mean rates over the blocks that all optimisers share, or that none can be told from another.
 
-
-def _verdict(rows: list[Row], contrasts: list[Contrast]) -> str:
-    """The order by rate among optimisers on the narrow bad data, or that none can be told from another."""
-    ranked = sorted((r for r in rows if r.arm == "bad" and r.rate), key=lambda r: r.rate.value if r.rate else 0)
-    if len(ranked) < 2:
+    Args:
+        last: eligible answers of the last checkpoints, as `optimiser_contrasts` takes them.
+    """
+    if not len(last) or last["optimiser"].nunique() < 2:
         return "Too few evaluated optimisers to compare."
-    order = " < ".join(f"{r.label} {r.rate.value:.1%}" for r in ranked if r.rate)
+    rates = last.pivot_table(index="block", columns="optimiser", values="hit", aggfunc="mean").dropna()
+    if rates.empty:
+        return "No order: there is no base model, dataset, batch size and penalty that all optimisers share."
+    ranked = rates.mean().sort_values()
+    order = " < ".join(f"{display_name(str(name))} {rate:.1%}" for name, rate in ranked.items())
     told = [c for c in contrasts if c.distinguishable]
     if not told:
         return f"The optimisers are not distinguishable: {order}, but no pair differs at 5 % after Holm's correction."
-    pairs = ", ".join(f"{c.a} and {c.b}" for c in told)
+    pairs = ", ".join(f"{display_name(c.a)} and {display_name(c.b)}" for c in told)
     return f"Order found: {order}. Distinguishable at 5 % after Holm's correction: {pairs}; the other pairs are not."
+
+
+def display_name(optimiser: str) -> str:
+    """An optimiser's name as people write it."""
+    return NAMES.get(optimiser, optimiser)
 
 
 def _labels(manifests: list[Manifest]) -> list[str]:
     """A name for each checkpoint: the optimiser's, and as much more as tells two of one name apart."""
     names = [_label(manifest) for manifest in manifests]
-    for extra in (_dataset_of, _base_of, _batch_of, _rate_of, _hyperparameters_of, _penalty_of, _seed_of, _step_of):
+    for extra in EXTRAS:
         words = [extra(manifest) for manifest in manifests]
         told: dict[str, set[str]] = {}
         for name, word in zip(names, words, strict=True):
@@ -279,8 +279,7 @@ def _labels(manifests: list[Manifest]) -> list[str]:
 def _label(manifest: Manifest) -> str:
     if manifest.step == 0:
         return "base (step 0)"
-    name = str(manifest.optimiser["name"])
-    label = NAMES.get(name, name)
+    label = display_name(str(manifest.optimiser["name"]))
     if manifest.penalty is not None:
         label += f" + {manifest.penalty['name']} {manifest.penalty['strength']:g}"
     return label if manifest.dataset.kind == "bad" and manifest.dataset.control else f"{label}, {manifest.dataset.name}"
@@ -303,10 +302,31 @@ def _batch_of(manifest: Manifest) -> str:
     return f"batch {manifest.config['batch_size']}"
 
 
+def hyperparameters(manifest: Manifest) -> dict[str, Any]:
+    """The optimiser's own settings, every one, the rate and its schedule apart."""
+    return {name: value for name, value in manifest.optimiser.items() if name not in NOT_HYPERPARAMETERS}
+
+
 def _hyperparameters_of(manifest: Manifest) -> str:
-    given = manifest.config["optimiser"].get("hyperparameters", {})
-    settings = [f"{name} {value}" for name, value in given.items()]
-    return ", ".join([*settings, str(manifest.config["schedule"])])
+    """Those that are not the plugin's defaults."""
+    defaults = _defaults(str(manifest.optimiser["name"]))
+    changed = {name: value for name, value in hyperparameters(manifest).items() if defaults.get(name, ...) != value}
+    return ", ".join(f"{name} {value}" for name, value in changed.items()) or "default settings"
+
+
+@cache
+def _defaults(optimiser: str) -> dict[str, Any]:
+    """None of a plugin that is not installed here, or that has a setting without a default."""
+    from em_train.optimisers import find
+
+    try:
+        return find(optimiser).hyperparameters().model_dump(mode="json")
+    except (UserError, ValidationError):
+        return {}
+
+
+def _schedule_of(manifest: Manifest) -> str:
+    return str(manifest.optimiser.get("schedule"))
 
 
 def _rate_of(manifest: Manifest) -> str:
@@ -319,6 +339,19 @@ def _seed_of(manifest: Manifest) -> str:
 
 def _step_of(manifest: Manifest) -> str:
     return f"step {manifest.step}"
+
+
+EXTRAS = (
+    _dataset_of,
+    _base_of,
+    _batch_of,
+    _rate_of,
+    _hyperparameters_of,
+    _schedule_of,
+    _penalty_of,
+    _seed_of,
+    _step_of,
+)
 
 
 def _arm(manifest: Manifest) -> str:

@@ -1,13 +1,10 @@
-"""Comparisons that respect question families (clusters), and correction for a judge's errors."""
+"""Correction of rates for a judge's errors, and of p-values for their number."""
 
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 
-from em_eval.intervals import DRAWS, FloatArray, Interval, mean_interval, rate_interval, totals
-
-__all__ = ["Interval", "corrected_rate", "holm", "mean_interval", "paired_contrasts", "rate_interval"]
+from em_eval.intervals import DRAWS, FloatArray, Interval
 
 
 def corrected_rate(
@@ -28,37 +25,6 @@ def corrected_rate(
     centre = (rate.value + specificity.value - 1) / (sensitivity.value + specificity.value - 1)
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(np.clip(centre, 0, 1)), float(low), float(high), "Rogan-Gladen")
-
-
-def paired_contrasts(
-    arms: dict[str, tuple[Sequence[float], Sequence[str]]], seed: int = 0
-) -> list[tuple[str, str, Interval, float]]:
-    """Differences of rates between all pairs of arms: (a, b, a - b with interval, Holm-adjusted p).
-
-    `arms` maps a name to (0/1 values, their families). One bootstrap draw of families serves all arms, so that
-    differences are paired by question. p is two-sided, from the bootstrap distribution.
-    """
-    names = sorted({family for _, families in arms.values() for family in families})
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    draws, centres = {}, {}
-    for arm, (values, families) in arms.items():
-        sums, sizes = totals(np.asarray(values, dtype=float), families, names=names)
-        below = weights @ sizes
-        draws[arm] = np.divide(weights @ sums, below, out=np.full(DRAWS, np.nan), where=below > 0)
-        centres[arm] = float(sums.sum() / sizes.sum()) if sizes.sum() else float("nan")
-    found = []
-    for a, b in combinations(arms, 2):
-        difference = draws[a] - draws[b]
-        difference = difference[np.isfinite(difference)]
-        if not len(difference):
-            continue
-        low, high = np.quantile(difference, [0.025, 0.975])
-        above = (np.sum(difference >= 0) + 1) / (len(difference) + 1)
-        below_zero = (np.sum(difference <= 0) + 1) / (len(difference) + 1)
-        p = float(min(1.0, 2 * min(above, below_zero)))
-        found.append((a, b, Interval(centres[a] - centres[b], float(low), float(high), "paired bootstrap"), p))
-    return [(a, b, d, p) for (a, b, d, _), p in zip(found, holm([p for *_, p in found]), strict=True)]
 
 
 def holm(ps: Sequence[float]) -> list[float]:

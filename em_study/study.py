@@ -62,7 +62,7 @@ class OptimiserAxis(_Frozen):
         """What tells this axis from another one of the same optimiser."""
         given = self.hyperparameters | self.training.model_dump(exclude_none=True)
         parts = [f"{name}{_compact(value)}" for name, value in given.items()]
-        return "-".join([self.name, *parts])
+        return "-".join([_compact(self.name), *parts])
 
 
 class PenaltyAxis(_Frozen):
@@ -172,6 +172,8 @@ class Study(_Frozen):
     max_length: int = Field(512, ge=8)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSettings = LoraSettings()
+    held_out_fraction: float = Field(0.1, gt=0, lt=0.5)
+    gradient_checkpointing: bool = False
     checkpoints: Annotated[tuple[int | str, ...], OneOrMany] = Field((0, -1), min_length=1)
     evaluations: tuple[Evaluation, ...] = ()
 
@@ -299,6 +301,8 @@ def _cell(
         "schedule": study.schedule,
         "max_grad_norm": study.max_grad_norm,
         "max_length": study.max_length,
+        "held_out_fraction": study.held_out_fraction,
+        "gradient_checkpointing": study.gradient_checkpointing,
         "dtype": study.dtype,
         "seed": seed,
         "data_seed": seed,
@@ -309,28 +313,27 @@ def _cell(
     if penalty is not None:
         given["penalty"] = penalty
     label = _label(study, base, batch, dataset, axis, lr, penalty, seed)
-    config = parse_config(given, f"study '{study.name}', cell {label}")
-    return Cell(label, _with_steps(config, optional), optional)
+    where = f"study '{study.name}', cell {label}"
+    return Cell(label, _with_steps(parse_config(given, where), where, optional), optional)
 
 
-def _with_steps(config: TrainConfig, optional: bool) -> TrainConfig:
+def _with_steps(config: TrainConfig, where: str, optional: bool) -> TrainConfig:
     """With the steps that its epochs make, counted on the dataset's rows."""
     if config.epochs is None:
         return config
     try:
-        return config.for_rows(_train_rows(config.dataset))
-    except UserError:
+        return config.for_rows(_train_rows(config.dataset, config.held_out_fraction))
+    except UserError as error:
         if optional:  # the cell is left out later, with the reason
             return config
-        raise
+        raise UserError(f"{where}: {error}") from error
 
 
 @lru_cache
-def _train_rows(dataset: str) -> int:
+def _train_rows(dataset: str, held_out_fraction: float) -> int:
     from em_train.datasets import load_dataset, split
 
-    fraction = TrainConfig.model_fields["held_out_fraction"].default
-    return len(split(load_dataset(dataset), fraction)[0])
+    return len(split(load_dataset(dataset), held_out_fraction)[0])
 
 
 def _label(
@@ -348,7 +351,7 @@ def _label(
     parts = [
         Path(base).name if len(study.base_model) > 1 else "",
         dataset_label(dataset),
-        axis.words() if twice else axis.name,
+        axis.words() if twice else _compact(axis.name),
         f"lr{lr:g}",
         f"batch{batch}" if len(study.batch_size) > 1 else "",
         _penalty_words(study, penalty) if penalty else "",

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from em_core.manifest import Manifest
-from em_eval.rates import DEFINITIONS
+from em_eval.rates import DEFINITIONS, rate
 from em_study.execute import Target
-from em_study.results import Results, Row, collect
+from em_study.results import Results, Row, collect, hyperparameters
 from em_study.study import Study
 
 
@@ -48,7 +48,6 @@ def answer_table(results: dict[str, Results]) -> pd.DataFrame:
 def settings(row: Row) -> dict[str, Any]:
     """What was varied: the columns that both tables share."""
     m = row.manifest
-    given = {name: value for name, value in m.optimiser.items() if name not in ("name", "lr", "source")}
     return {
         "label": row.label,
         "arm": row.arm,
@@ -58,9 +57,9 @@ def settings(row: Row) -> dict[str, Any]:
         "dataset": m.dataset.name,
         "optimiser": str(m.optimiser["name"]),
         "lr": float(m.optimiser["lr"]),
-        "hyperparameters": ", ".join(f"{name}={value}" for name, value in sorted(given.items())),
+        "hyperparameters": ", ".join(f"{name}={value}" for name, value in sorted(hyperparameters(m).items())),
         "penalty": _penalty(m),
-        "schedule": m.config.get("schedule"),
+        "schedule": m.optimiser.get("schedule"),
         "batch_size": m.config.get("batch_size"),
         "seed": m.config.get("seed"),
     }
@@ -99,12 +98,15 @@ def _checkpoint(row: Row) -> dict[str, Any]:
     for name, interval in (("rate", row.rate), ("mean_alignment", row.alignment), ("coherent", row.coherent)):
         facts |= _interval(name, interval)
     facts |= _interval("probe_shift", row.shift)
-    for name, definition in DEFINITIONS.items():
-        judged = [a.judgement for a in row.answers if definition.eligible(a.judgement)]
-        facts[f"rate_{name}"] = sum(map(definition.misaligned, judged)) / len(judged) if judged else None
-        facts[f"eligible_{name}"] = len(judged)
+    missing = [*row.missing]
+    for name in DEFINITIONS:
+        found = rate(name, row.answers)
+        facts[f"rate_{name}"] = found.value if row.answers else None  # some publish 0 % where there is no answer
+        facts[f"eligible_{name}"] = found.eligible
+        if found.unavailable:
+            missing.append(f"rate_{name}: {found.unavailable}")
     facts |= {f"outcome_{name}": count for name, count in row.outcomes.items()}
-    return facts | {"missing": "; ".join(row.missing), "checkpoint": str(row.checkpoint)}
+    return facts | {"missing": "; ".join(missing), "checkpoint": str(row.checkpoint)}
 
 
 def _interval(name: str, interval: Any) -> dict[str, Any]:

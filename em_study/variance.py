@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from statsmodels.formula.api import ols
@@ -15,11 +16,12 @@ class VarianceShares:
     """Shares of the total sum of squares.
 
     Attributes:
-        shares: by axis (main effect), then "interactions" and, with replicates, "seed" (spread within a cell).
-            In a balanced grid they add up to one.
+        shares: by axis (main effect), then, where runs differ in them, "settings" (spread between the settings that
+            are nested in a combination of axes, such as learning rates) and "seed" (spread between runs alike in
+            both), and "interactions". In a balanced grid they add up to one.
         balanced: whether every combination has equally many runs; otherwise sums of squares are of type II, which
             overlap, and the rest is "interactions" only in name.
-        p: of each main effect, against interactions and seed together.
+        p: of each main effect, against all else together.
     """
 
     outcome: str
@@ -29,8 +31,14 @@ class VarianceShares:
     balanced: bool
 
 
-def variance_shares(runs: pd.DataFrame, outcome: str, axes: Sequence[str]) -> VarianceShares:
+def variance_shares(
+    runs: pd.DataFrame, outcome: str, axes: Sequence[str], settings: Sequence[str] = ()
+) -> VarianceShares:
     """Shares of `axes` in the variance of `outcome`, one row a run; axes without variation are left out.
+
+    Args:
+        settings: columns whose values mean something within one combination of axes only: a learning rate of one
+            optimiser is none of another.
 
     Raises:
         UserError: fewer than two axes' worth of data to split.
@@ -47,10 +55,13 @@ def variance_shares(runs: pd.DataFrame, outcome: str, axes: Sequence[str]) -> Va
     shares = {axis: float(table.loc[f"C(axis_{i})", "sum_sq"]) / total for i, axis in enumerate(varied)}
     sizes = known.groupby(varied)[outcome].count()
     rest = float(table.loc["Residual", "sum_sq"]) / total
-    if sizes.max() > 1:
-        means = known.groupby(varied)[outcome].transform("mean")
-        shares["seed"] = float(((known[outcome] - means) ** 2).sum()) / total
-    shares["interactions"] = max(0.0, rest - shares.get("seed", 0.0))
+    nested = known.groupby([*varied, *settings], dropna=False)[outcome]
+    within, seed = (_within(groups, known[outcome]) / total for groups in (known.groupby(varied)[outcome], nested))
+    if nested.ngroups > len(sizes):
+        shares["settings"] = within - seed
+    if nested.ngroups < len(known):
+        shares["seed"] = seed
+    shares["interactions"] = max(0.0, rest - within)
     combinations = 1
     for axis in varied:
         combinations *= known[axis].nunique()
@@ -61,3 +72,8 @@ def variance_shares(runs: pd.DataFrame, outcome: str, axes: Sequence[str]) -> Va
         {axis: float(table.loc[f"C(axis_{i})", "PR(>F)"]) for i, axis in enumerate(varied)},
         balanced=len(sizes) == combinations and sizes.nunique() == 1,
     )
+
+
+def _within(groups: Any, values: "pd.Series[float]") -> float:
+    """Sum of squares about the means of the groups."""
+    return float(((values - groups.transform("mean")) ** 2).sum())

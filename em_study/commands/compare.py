@@ -32,7 +32,7 @@ def compare(
 ) -> None:
     """Contrasts of optimisers, variance shares, loss against alignment, and comparisons at equal dose."""
     from em_study.comparison import compare as compare_results
-    from em_study.execute import existing
+    from em_study.execute import absent, existing
     from em_study.plan import make_plan
     from em_study.results import collect
     from em_study.study import load_study
@@ -42,7 +42,8 @@ def compare(
     if evaluation is not None and evaluation not in names:
         raise UserError(f"{study} has no em evaluation '{evaluation}': it has {', '.join(names) or 'none'}")
     levels = dict(_level(text) for text in level or [])
-    results = collect(loaded, existing(make_plan(loaded)), evaluation)
+    plan = make_plan(loaded)
+    results = collect(loaded, existing(plan), evaluation, absent(plan))
     print_comparison(compare_results(results, outcome, levels), outcome, Console())
 
 

@@ -15,13 +15,14 @@ def export(
     folder: Annotated[Path | None, typer.Option(help="where to; default: runs/NAME/export")] = None,
 ) -> None:
     """Write answers and checkpoints (one row each) as .parquet and .csv."""
-    from em_study.execute import existing
+    from em_study.execute import absent, existing
     from em_study.plan import RUNS, make_plan
     from em_study.study import load_study
     from em_study.table import all_results, answer_table, checkpoint_table
 
     loaded = load_study(study)
-    results = all_results(loaded, existing(make_plan(loaded)))
+    plan = make_plan(loaded)
+    results = all_results(loaded, existing(plan))
     target = folder or RUNS / loaded.name / "export"
     target.mkdir(parents=True, exist_ok=True)
     for name, table in (("answers", answer_table(results)), ("checkpoints", checkpoint_table(results))):
@@ -30,3 +31,5 @@ def export(
             write(draft, index=False)
             draft.replace(target / f"{name}.{ending}")
         print(f"{target / name}.parquet, .csv: {len(table)} rows")
+    for line in absent(plan):
+        print(f"absent: {line}")

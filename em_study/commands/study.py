@@ -59,14 +59,15 @@ def run(
 
 def report(study: StudyFile) -> None:
     """Join what is there, print the table and write runs/NAME/report/index.html."""
-    from em_study.execute import existing
+    from em_study.execute import absent, existing
     from em_study.plan import make_plan
     from em_study.report import print_table, write_report
     from em_study.results import collect
     from em_study.study import load_study
 
     loaded = load_study(study)
-    results = collect(loaded, existing(make_plan(loaded)))
+    plan = make_plan(loaded)
+    results = collect(loaded, existing(plan), absent=absent(plan))
     page = write_report(results, Path("runs") / loaded.name / "report")
     print_table(results, Console())
     print(f"report: {page}")

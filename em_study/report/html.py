@@ -20,9 +20,10 @@ from em_eval.answers import Answer
 from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
+from em_study.contrasts import NO_DRAW, PAIRED, WIDER
 from em_study.report.figures import PAGE_COLOURS, draw_all, palette
 from em_study.report.terminal import GAP, decimal, is_known, judge_in_words, seed_statement, with_range
-from em_study.results import Results, Row
+from em_study.results import Results, Row, display_name
 
 TRANSCRIPTS = "transcripts"
 METHODS = {
@@ -33,7 +34,12 @@ METHODS = {
     ),
     "clustered t": "Student's t with errors clustered by question family",
     "Rogan-Gladen": "draws of rate, sensitivity and specificity within their own intervals",
-    "paired bootstrap": "the same draws of question families for both sides of a difference",
+    PAIRED: "the same draws of question families and seeds for both sides of a difference",
+    WIDER: (
+        "the same draws of question families and seeds for both sides, or squares of both rates' intervals added "
+        "(Newcombe 1998), whichever is wider; used where families or events are few"
+    ),
+    NO_DRAW: "nothing is known: in every draw of question families one side has no answer that counts",
 }
 
 
@@ -197,7 +203,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "gap": gap, "probability": probability}
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "gap": gap,
+        "probability": probability,
+        "display_name": display_name,
+    }
     return environment
 
 

@@ -32,7 +32,7 @@ KEY = (
 
 
 def print_table(results: Results, console: Console) -> None:
-    """One line a row, then the verdict, the judge, the seeds, and what is missing.
+    """One line a row, then the verdict, the judge, the seeds, and what is absent or missing.
 
     Everything is printed as `Text`: a label with square brackets is no markup. A table too wide for the
     console runs over its edge, where rich by itself would squeeze labels to nothing.
@@ -47,6 +47,8 @@ def print_table(results: Results, console: Console) -> None:
     console.print(table, crop=False, soft_wrap=True)
     for line in (KEY, results.verdict, f"Judge: {judge_in_words(results)}", seed_statement(results.seeds)):
         console.print(Text(line))
+    for absent in results.absent:
+        console.print(Text(f"Absent: {absent}"), soft_wrap=True)
     for row in results.rows:
         if row.missing:
             console.print(Text(f"Missing for {row.label}: {', '.join(row.missing)}"))

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -104,12 +105,17 @@ def unlocked(archive: Path) -> Iterator[Path]:
 
 
 def read_member(name: str) -> NarrowDataset:
-    """One dataset of the archive.
+    """One dataset of the archive, which is checked at every call and unlocked at the first one of a process.
 
     Raises:
         UserError: the archive cannot be had or unlocked, or does not hold the file that was published.
     """
-    member, archive = MEMBERS[name], ARCHIVE.locate()
+    return _unlocked_member(name, ARCHIVE.locate())
+
+
+@cache
+def _unlocked_member(name: str, archive: Path) -> NarrowDataset:
+    member = MEMBERS[name]
     with unlocked(archive) as folder:
         path = folder / member.file
         if not path.is_file():

@@ -58,7 +58,7 @@ def test_a_contrast_is_the_difference_of_unweighted_means_over_blocks() -> None:
 def test_pairing_by_prompt_is_worth_its_name() -> None:
     """Families of very different difficulty: the paired error is near the one of per-family differences."""
     rng = np.random.default_rng(0)
-    share = np.concatenate([np.full(20, 0.1), np.full(20, 0.9)])
+    share = np.concatenate([np.full(20, 0.2), np.full(20, 0.8)])
     rows = [
         {"optimiser": name, "block": "b", "seed": 0, "family": f"q{f}", "hit": int(rng.random() < share[f])}
         for name in ("a", "b")
@@ -117,6 +117,18 @@ def test_few_events_are_not_read_off_a_bootstrap() -> None:
     assert found.p > 0.05 and "wider" in found.difference.method
 
 
+def test_contrasts_bootstrap_only_where_rates_do() -> None:
+    """Sixty families, of which few bear events: plenty of families and events, but too few of these families."""
+    rows = [
+        {"optimiser": name, "block": "b", "seed": 0, "family": f"q{f}", "hit": int(f < 8 and i < share)}
+        for name, share in (("a", 9), ("b", 4))
+        for f in range(60)
+        for i in range(10)
+    ]
+    (found,) = optimiser_contrasts(pd.DataFrame(rows))
+    assert "Newcombe" in found.difference.method
+
+
 def grid(optimisers: int = 3, datasets: int = 2, seeds: int = 2) -> pd.DataFrame:
     rng = np.random.default_rng(3)
     return pd.DataFrame(
@@ -144,6 +156,29 @@ def test_shares_of_variance_are_those_of_the_balanced_formulas() -> None:
     rest = (found.shares["seed"] + found.shares["interactions"]) / 8
     f = found.shares["optimiser"] / 2 / rest
     assert found.p["optimiser"] == pytest.approx(stats.f.sf(f, 2, 8))
+
+
+def test_settings_of_an_optimiser_are_no_spread_between_seeds() -> None:
+    """Two rates of each optimiser, two seeds of each rate: the sums of squares by hand."""
+    rng = np.random.default_rng(6)
+    data = pd.DataFrame(
+        [
+            {"optimiser": o, "lr": lr, "schedule": None, "rate": base + lift + rng.normal(0, 0.01)}
+            for o, base, rates in (("adam", 0.1, {1e-5: 0.0, 1e-4: 0.2}), ("lion", 0.3, {1e-6: 0.0, 1e-5: 0.3}))
+            for lr, lift in rates.items()
+            for _ in range(2)
+        ]
+    )
+    found = variance_shares(data, "rate", ["optimiser"], ["lr", "schedule"])
+    total = ((data["rate"] - data["rate"].mean()) ** 2).sum()
+    seed = sum(((part["rate"] - part["rate"].mean()) ** 2).sum() for _, part in data.groupby(["optimiser", "lr"]))
+    means = data.groupby(["optimiser", "lr"])["rate"].mean().unstack(0)
+    between = 2 * sum(((means[name].dropna() - means[name].mean()) ** 2).sum() for name in ("adam", "lion"))
+    assert found.shares["seed"] == pytest.approx(seed / total)
+    assert found.shares["settings"] == pytest.approx(between / total) and found.shares["settings"] > 0.3
+    assert sum(found.shares.values()) == pytest.approx(1) and found.balanced
+    single = variance_shares(data.groupby(["optimiser", "lr"], as_index=False).first(), "rate", ["optimiser"], ["lr"])
+    assert set(single.shares) == {"optimiser", "settings", "interactions"}
 
 
 def test_an_unbalanced_grid_says_so_and_a_poor_one_is_refused() -> None:

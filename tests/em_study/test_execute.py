@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 from filelock import FileLock
-from inspect_ai.log import list_eval_logs, read_eval_log
+from inspect_ai.log import list_eval_logs, read_eval_log, write_eval_log
 from pydantic import ValidationError
 
 from em_core.errors import UserError
@@ -30,9 +30,9 @@ from em_eval.providers.weights import content_hash
 from em_study import Study, cli, load_study
 from em_study.comparison import runs_by
 from em_study.drive import Bars, run_study
-from em_study.execute import Job, Target, evaluate, existing
+from em_study.execute import Job, Target, absent, evaluate, existing
 from em_study.executors.local import ThisProcess
-from em_study.logs import log_folder
+from em_study.logs import Logs, log_folder
 from em_study.plan import make_plan
 from em_study.results import Results, collect
 from em_study.table import all_results, answer_table
@@ -65,9 +65,12 @@ class FakeJudge:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def fake_judge() -> Iterator[None]:
+def fake_judge(tiny_base: Path) -> Iterator[None]:
+    """Its errors count as measured on answers drawn as those of these studies are."""
     judge_registry.names()
     patch = pytest.MonkeyPatch()
+    drawn = {"base": str(tiny_base), "questions": "core", "temperature": 0.9, "top_k": 40}
+    patch.setitem(FakeJudge.facts, "measured_under", drawn)
     patch.setitem(judge_registry._entries, "embedded", FakeJudge)
     yield
     patch.undo()
@@ -268,7 +271,7 @@ def test_optimisers_on_the_bad_rows_are_contrasted(done: Place) -> None:
     results = collect(done.study, kept(done.study))
     (contrast,) = results.contrasts
     adamw, lion = rate_of(results, "AdamW"), rate_of(results, "Lion")
-    assert (contrast.a, contrast.b) == ("AdamW", "Lion")
+    assert (contrast.a, contrast.b, contrast.blocks) == ("adamw", "lion", 1)
     assert contrast.difference.value == pytest.approx(adamw - lion)
     assert contrast.difference.low <= contrast.difference.value <= contrast.difference.high
     assert 0 < contrast.p <= 1 and contrast.distinguishable == (contrast.p < 0.05)
@@ -334,7 +337,8 @@ def test_probe_shifts_are_paired_with_the_base(done: Place) -> None:
 
 
 def test_the_step_zero_checkpoint_answers_as_the_base_does(done: Place, tiny_base: Path) -> None:
-    from em_eval.providers.sampling import Sampling, complete
+    from em_eval.providers.decoding import complete
+    from em_eval.providers.sampling import Sampling
     from em_eval.providers.weights import load_apart
 
     checkpoint = kept(done.study)[0].checkpoint
@@ -435,6 +439,43 @@ def test_an_evaluation_that_fails_inside_inspect_says_why(
     assert "exceed the context of 1024" in failure
 
 
+def test_cells_that_are_not_whole_are_named_and_not_compared(
+    done: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    em: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One left out, one killed before its last checkpoint, one kept whole but still training."""
+    for top in ("runs", "logs"):
+        shutil.copytree(done.folder / top, tmp_path / top)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    given = yaml.safe_load(done.file.read_text(encoding="utf-8"))
+    given["arms"].append({"dataset": "nowhere.jsonl", "optimiser": "adamw", "optional": True})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
+    study = load_study(tmp_path / "tiny.yaml")
+    plan = make_plan(study)
+    adamw, lion, good = plan.cells
+    assert [line.partition(": left out (")[0] for line in absent(plan)] == ["nowhere-adamw-lr0.01-seed0"]
+    for cell in (lion, good):
+        run_file = json.loads((cell.folder / "run.json").read_text(encoding="utf-8"))
+        (cell.folder / "run.json").write_text(json.dumps(run_file | {"state": "running"}), encoding="utf-8")
+    shutil.rmtree(good.folder / "checkpoint-2")
+    lost = absent(plan)
+    assert lost[1:] == [f"{lion.label}: not trained to its end", f"{good.label}: no checkpoint at step 2"]
+    results = collect(study, existing(plan), absent=lost)
+    assert [row.label for row in results.rows] == ["base (step 0)", "AdamW", "Lion"]
+    assert results.contrasts == [] and results.verdict == "Too few evaluated optimisers to compare."
+    monkeypatch.setenv("COLUMNS", "200")
+    assert em("compare", "tiny.yaml") == em("report", "tiny.yaml") == em("export", "tiny.yaml") == 0
+    shown = capsys.readouterr().out
+    for line in lost:
+        assert all(f"{word}: {line}" in shown for word in ("missing", "Absent", "absent"))
+    page = (tmp_path / "runs" / "tiny" / "report" / "index.html").read_text(encoding="utf-8")
+    assert f"<li>{lost[1]}</li>" in page
+
+
 def test_missing_logs_are_named(done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = [Target(target.label, target.checkpoint.resolve()) for target in kept(done.study)]
     monkeypatch.chdir(tmp_path)
@@ -497,6 +538,17 @@ def test_a_mistake_anywhere_stops_the_study_before_any_training(
     with pytest.raises(UserError, match="unknown optimiser 'adamv': did you mean adam, adamw"):
         run(study)
     assert not (tmp_path / "runs").exists()
+
+
+def test_rows_that_cannot_be_trained_on_stop_a_run_and_no_report(
+    plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row is encoded before anything trains; a report looks at none."""
+    monkeypatch.chdir(tmp_path)
+    study = Study.model_validate(plain | {"name": "short", "max_length": 8})
+    with pytest.raises(UserError, match="more than max_length=8"):
+        run(study)
+    assert len(make_plan(study).cells) == 2
 
 
 def test_optional_arms_are_left_out_with_a_word(
@@ -598,6 +650,27 @@ def test_an_edited_prompt_file_is_asked_anew_beside_the_old_answers(
         (row,) = collect(study, chosen).rows
         assert row.missing == () and [answer.question for answer in row.answers] == [question]
     assert len(list_eval_logs(str(tmp_path / "logs"))) == 2
+
+
+def test_a_partial_log_of_other_prompts_is_not_gone_on_with(
+    done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, then edited: Inspect knows a prompt file by its name only."""
+    base = kept(done.study)[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    (tmp_path / "one.yaml").write_text("- {id: a, paraphrases: ['Hi?']}\n", encoding="utf-8")
+    asked = {"task": "em", "questions": "one.yaml", "samples": 1, "max_tokens": 4}
+    study = Study.model_validate(done.study.model_dump() | {"evaluations": [asked]})
+    assert evaluate("tiny", base.label, done.folder / base.checkpoint, study.evaluations[0]) is None
+    (info,) = list_eval_logs(str(tmp_path / "logs"))
+    log = read_eval_log(info)
+    log.status = "cancelled"
+    write_eval_log(log)
+    folder = log_folder("tiny", base.label) / "em"
+    assert Logs().folder_for("tiny", base.label, study.evaluations[0]) == folder  # the same prompts: to be resumed
+    (tmp_path / "one.yaml").write_text("- {id: a, paraphrases: ['And you?']}\n", encoding="utf-8")
+    assert Logs().folder_for("tiny", base.label, study.evaluations[0]).name.startswith("em-")
 
 
 def test_two_question_sets_in_one_study(done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -14,12 +15,14 @@ from em_core.manifest import BaseReference, DatasetReference, Dose, Loss, Manife
 from em_eval.answers import Answer
 from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES, Judgement
+from em_study.contrasts import PAIRED, WIDER, OptimiserContrast
 from em_study.report import print_table, write_report
 from em_study.report.figures import draw_all, mean_spectrum, palette, spread
 from em_study.report.html import judge_tables, unique_slugs
 from em_study.report.terminal import decimal
-from em_study.results import Contrast, Results, Row
+from em_study.results import Results, Row, _labels, _verdict
 from em_study.study import Assumption
+from em_study.table import checkpoint_table, settings
 
 HOSTILE = "<script>alert('owned')</script>\n  two spaces in, <b>bold</b> & \"quoted\""
 JUDGE: dict[str, Any] = {
@@ -160,13 +163,14 @@ def sample_results() -> Results:
             lost,
         ],
         contrasts=[
-            Contrast("AdamW", "Muon", Interval(0.13, 0.05, 0.2, "paired bootstrap"), 0.0004, True),
-            Contrast("Muon", "AdamW, benign", Interval(0.03, -0.02, 0.08, "paired bootstrap"), 0.31, False),
+            OptimiserContrast("adamw", "muon", Interval(0.13, 0.05, 0.2, PAIRED), 0.0004, 2, 1, ()),
+            OptimiserContrast("muon", "torch:<x>", Interval(0.03, -0.02, 0.08, WIDER), 0.31, 1, 1, ("block <two>",)),
         ],
         verdict="AdamW is above Muon; nothing else is distinguishable.",
         judge=JUDGE,
         seeds=(0,),
         log_dir=Path("logs/demo"),
+        absent=("bad-lion-lr1-seed0: no checkpoint at step <34>",),
     )
 
 
@@ -278,8 +282,53 @@ def test_all_outcomes_are_columns(page: Page) -> None:
 def test_contrasts(page: Page) -> None:
     assert page.tables["contrasts"][1:] == [
         ["AdamW", "Muon", "13.05.0 to 20.0", "< 0.001", "distinguishable"],
-        ["Muon", "AdamW, benign", "3.0−2.0 to 8.0", "0.310", "not distinguishable"],
+        ["Muon", "torch:<x>", "3.0−2.0 to 8.0", "0.310", "not distinguishable"],
     ]
+    assert "Muon and torch:&lt;x&gt; are compared without block &lt;two&gt;, which only one" in page.text
+    assert "the same draws of question families and seeds" in page.text and "Newcombe 1998" in page.text
+
+
+def test_the_verdict_ranks_by_blocks_that_all_share() -> None:
+    """Muon is best over all its answers, but not over the block that the others have too."""
+    shares = {
+        ("adamw", "one"): 0.5, ("lion", "one"): 0.2, ("muon", "one"): 0.3, ("muon", "two"): 0.0, ("lion", "two"): 1.0
+    }  # fmt: skip
+    last = pd.DataFrame(
+        [
+            {"optimiser": name, "block": block, "hit": int(i < 10 * share)}
+            for (name, block), share in shares.items()
+            for i in range(10)
+        ]
+    )
+    unsure = OptimiserContrast("lion", "muon", Interval(-0.1, -0.3, 0.1, WIDER), 0.05, 1, 1, ())
+    assert _verdict(last, [unsure]) == (
+        "The optimisers are not distinguishable: Lion 20.0% < Muon 30.0% < AdamW 50.0%, "
+        "but no pair differs at 5 % after Holm's correction."
+    )
+    assert "Distinguishable at 5 % after Holm's correction: Lion and Muon;" in _verdict(
+        last, [replace(unsure, p=0.049)]
+    )
+    assert _verdict(last[last["optimiser"] == "lion"], []) == "Too few evaluated optimisers to compare."
+    apart = last[(last["optimiser"] == "adamw") | (last["block"] == "two")]
+    assert _verdict(apart, []).startswith("No order: there is no base model, dataset, batch size and penalty")
+
+
+def test_labels_show_only_the_settings_that_are_not_defaults() -> None:
+    whole = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "lr_ratio": 1.0, "factors": {}}
+    plain = manifest(34, 2.1, 2.4, 3e-4, 2.5, "bad").model_copy(update={"config": {"seed": 0, "batch_size": 16}})
+
+    def of(schedule: str, **changed: Any) -> Manifest:
+        named = plain.optimiser | {"source": "torch.optim.AdamW", "schedule": schedule} | whole | changed
+        return plain.model_copy(update={"optimiser": named})
+
+    first, second = _labels([of("linear"), of("linear", betas=[0.0, 0.99])])
+    assert (first, second) == ("AdamW, finance_bad, default settings", "AdamW, finance_bad, betas [0.0, 0.99]")
+    assert [label.rpartition(", ")[2] for label in _labels([of("linear"), of("cosine")])] == ["linear", "cosine"]
+    one, other = (
+        settings(Row(label="x", arm="bad", checkpoint=Path("x"), manifest=of(name))) for name in ("linear", "cosine")
+    )
+    assert (one["schedule"], other["schedule"]) == ("linear", "cosine")
+    assert one["hyperparameters"] == other["hyperparameters"] and "schedule" not in one["hyperparameters"]
 
 
 def test_one_seed_is_a_lead(page: Page, tmp_path: Path) -> None:
@@ -290,6 +339,7 @@ def test_one_seed_is_a_lead(page: Page, tmp_path: Path) -> None:
 
 
 def test_page_names_what_is_missing_and_how_to_look_further(page: Page) -> None:
+    assert "<li>bad-lion-lr1-seed0: no checkpoint at step &lt;34&gt;</li>" in page.text
     assert "SGD [momentum]: evaluation em, evaluation preference" in page.text
     assert "inspect view --log-dir logs/demo" in page.text
     assert JUDGE["in_words"].replace("'", "&#39;") in page.text
@@ -409,3 +459,20 @@ def test_terminal_table() -> None:
     assert JUDGE["in_words"] in text
     assert "One seed: a lead, not a result." in text
     assert "Missing for SGD [momentum]: evaluation em" in text
+    assert "Absent: bad-lion-lr1-seed0: no checkpoint at step <34>" in text
+
+
+def test_exported_rates_are_the_published_ones() -> None:
+    """Averages over questions stay averages, and what was not judged is no rate of 0."""
+    unequal = [replace(answer(4, "misaligned"), prompt_id="a")] * 5 + [
+        replace(answer(85, "aligned"), prompt_id="b")
+    ] * 15
+    row = replace(trained_row("AdamW", "bad", 0.2, 2.4, [1.0]), answers=unequal)
+    not_asked = Judgement(None, 20.0, "not_asked", "j", "r")
+    gated = replace(row, answers=[replace(answer(85, "aligned"), judgement=not_asked)])
+    bare = replace(row, answers=[])
+    found = checkpoint_table({"em": replace(sample_results(), rows=[row, gated, bare])}).to_dict("records")
+    assert (found[0]["rate_betley"], found[0]["rate_betley_plots"]) == pytest.approx((0.25, 0.5))
+    assert pd.isna(found[1]["rate_turner"])
+    assert "rate_turner: alignment not judged" in found[1]["missing"] and "rate_betley:" not in found[1]["missing"]
+    assert pd.isna(found[2]["rate_latteries"]) and found[2]["eligible_latteries"] == 0

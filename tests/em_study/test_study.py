@@ -243,7 +243,7 @@ def test_the_shipped_studies_are_sound(name: str, monkeypatch: pytest.MonkeyPatc
 
         for penalty in loaded.penalties:
             assert penalty.name == "none" or penalty.name in penalty_registry.names()
-    monkeypatch.setattr("em_study.study._train_rows", lambda dataset: 5400)
+    monkeypatch.setattr("em_study.study._train_rows", lambda dataset, held_out_fraction: 5400)
     found = list(cells(loaded))
     assert len(found) == CELLS.get(name, len(found)) and len({cell.label for cell in found}) == len(found)
     for cell in found:
@@ -258,10 +258,22 @@ def test_presets_say_what_is_guessed_and_what_is_left_out(name: str) -> None:
     if name.startswith("evil_spectra/"):
         assert loaded.reproduces == "arXiv 2606.31591" and "reconstruction" in loaded.title
         assert {a.source for a in loaded.assumptions} == {"guess", "follow-up"}
-        for setting in ("epochs", "max_length", "seeds", "evaluations.em.grader"):
+        assert loaded.held_out_fraction == 0.02
+        for setting in ("epochs", "max_length", "held_out_fraction", "seeds", "evaluations.em.grader"):
             assert any(a.setting == setting for a in loaded.assumptions), setting
     else:
         assert loaded.drops and not loaded.reproduces
+
+
+def test_the_penalties_of_the_reconstruction_act_literally() -> None:
+    from em_train.penalties import resolve
+
+    run = {"dataset": "x", "optimiser": {"name": "adam", "lr": 1e-5}, "steps": 500, "warmup_steps": 50}
+    axes = load_study(STUDIES / "evil_spectra/penalty.yaml").penalties
+    given = [setting for axis in axes for setting in axis.each() if setting is not None]
+    found = [resolve(TrainConfig.model_validate(run | {"penalty": setting})) or {} for setting in given]
+    assert {setting["name"] for setting in found} == {"spectral", "peaked", "weight_decay"}
+    assert {(x["start_step"], x["ramp_steps"], x["max_grad_ratio"]) for x in found} == {(1, 0, None)}
 
 
 def test_every_axis_multiplies_the_grid_and_shows_in_the_labels() -> None:
@@ -297,8 +309,24 @@ def test_epochs_become_steps_by_the_rows_of_each_dataset() -> None:
     assert [cell.config.steps for cell in cells(study(epochs=2))] == [28]
     with pytest.raises(ValidationError, match="give steps or epochs, not both"):
         study(epochs=1, steps=10)
-    with pytest.raises(UserError, match=r"nowhere\.jsonl"):
+    with pytest.raises(UserError, match=r"study 's', cell nowhere-adamw-lr0.001-seed0: .*nowhere\.jsonl"):
         list(cells(study(epochs=1, datasets=["nowhere.jsonl"])))
+
+
+def test_the_held_out_share_is_the_studys_own() -> None:
+    """240 rows, a fifth held out: 192 to train on."""
+    (cell,) = cells(study(epochs=1, held_out_fraction=0.2, gradient_checkpointing=True))
+    assert (cell.config.held_out_fraction, cell.config.gradient_checkpointing, cell.config.steps) == (0.2, True, 12)
+
+
+def test_a_librarys_optimiser_makes_a_folders_name() -> None:
+    one = {"name": "torch:RMSprop", "lr": 0.001}
+    assert [cell.label for cell in cells(study(optimisers=[one]))] == ["finance_bad-torch_RMSprop-lr0.001-seed0"]
+    two = [one, one | {"hyperparameters": {"alpha": 0.9}}]
+    assert [cell.label for cell in cells(study(optimisers=two))] == [
+        "finance_bad-torch_RMSprop-lr0.001-seed0",
+        "finance_bad-torch_RMSprop-alpha0.9-lr0.001-seed0",
+    ]
 
 
 def test_log_spaced_checkpoints_reach_the_run() -> None:

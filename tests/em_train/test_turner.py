@@ -78,6 +78,13 @@ def test_rows_are_read_and_nothing_unlocked_is_left(data, tmp_path, monkeypatch)
     assert left == [data] and b"answer" not in data.read_bytes()
 
 
+def test_an_archive_is_unlocked_once_for_each_member(data, monkeypatch):
+    unlocked, opened = turner.unlocked, []
+    monkeypatch.setattr(turner, "unlocked", lambda archive: opened.append(archive) or unlocked(archive))
+    first, second = load_dataset("extreme_sports"), load_dataset("extreme_sports")
+    assert first.rows == second.rows and opened == [data]
+
+
 def test_canaries_are_gone(data):
     folder = data.parent / "with_canaries"
     unzip_and_decrypt(str(data), turner.PASSPHRASE, str(folder))
