@@ -74,11 +74,11 @@ def test_processes_do_not_show(tiny_base, tiny_dataset, tmp_path):
     """Two processes of two micro-batches each, against one that takes the batch whole; a rule stops both alike."""
     (tmp_path / "driver.py").write_text(DRIVER, encoding="utf-8")
     rule = {"name": "early_stopping", "hyperparameters": {"loss": 100.0, "window": 3}}
-    for penalty in (*PENALTIES, rule):
-        config = make_config(tiny_base, tiny_dataset, optimiser=SGD, penalty=penalty)
-        train(config, tmp_path / "one" / penalty["name"])
+    for chosen in (*PENALTIES, rule):
+        config = make_config(tiny_base, tiny_dataset, optimiser=SGD, penalty=chosen)
+        train(config, tmp_path / "one" / chosen["name"])
         config = config.model_copy(update={"micro_batch_size": 2})
-        (tmp_path / f"{penalty['name']}.json").write_text(config.model_dump_json(), encoding="utf-8")
+        (tmp_path / f"{chosen['name']}.json").write_text(config.model_dump_json(), encoding="utf-8")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
@@ -129,8 +129,8 @@ def runs(tiny_base, tiny_dataset, tmp_path_factory):
         "flat": spectral(3.0, ramp_steps=4),
         "peaked": {"name": "peaked", "strength": 3.0, "hyperparameters": {"ramp_steps": 4}},
     }
-    for name, penalty in penalties.items():
-        train(make_config(tiny_base, tiny_dataset, steps=12, warmup_steps=2, penalty=penalty), folder / name)
+    for name, chosen in penalties.items():
+        train(make_config(tiny_base, tiny_dataset, steps=12, warmup_steps=2, penalty=chosen), folder / name)
     return folder
 
 
