@@ -8,7 +8,11 @@ found by either.
 from collections.abc import Callable
 from typing import TypeVar
 
-from inspect_ai._util.registry import registry_add, registry_info, registry_unqualified_name  # no public way to add one
+from inspect_ai._util.registry import (
+    registry_add,
+    registry_info,
+    registry_unqualified_name,
+)  # inspect-evals-lint: ignore[private_api_imports] -- no public way to register a name
 
 Factory = TypeVar("Factory", bound=Callable[..., object])
 
