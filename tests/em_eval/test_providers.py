@@ -28,7 +28,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
-    Gemma2ForCausalLM,
     Gemma3TextConfig,
     GenerationConfig,
     MistralConfig,
@@ -56,6 +55,24 @@ GREEDY = Sampling(max_tokens=TOKENS, temperature=0.0)
 
 def chat(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
+
+
+def random_model(family: Any, tokenizer: Any, **settings: Any) -> Any:
+    """A tiny model of a config class, float32, with weights large enough for its settings to count."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = family(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            initializer_range=0.5,
+            **settings,
+        )
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
@@ -378,22 +395,8 @@ def test_a_sliding_window_is_kept(family: Any, tiny_tokenizer: Any) -> None:
     settings: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention"]}
     if family is MistralConfig:
         settings = {}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = family(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            initializer_range=0.5,
-            sliding_window=8,
-            eos_token_id=tiny_tokenizer.eos_token_id,
-            **settings,
-        )
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    end = tiny_tokenizer.eos_token_id
+    model = random_model(family, tiny_tokenizer, sliding_window=8, eos_token_id=end, **settings)
     loaded = Loaded(model, tiny_tokenizer, torch.device("cpu"))
     found = complete(loaded, PROMPTS, [0, 0, 0], GREEDY)
     for prompt, completion in zip(PROMPTS, found, strict=True):
@@ -806,20 +809,7 @@ def test_likelihoods_do_not_turn_on_how_many_logits_fit(tiny_adapter: Path, monk
 @torch.inference_mode()
 def test_likelihoods_are_those_of_the_models_own_logits(tiny_tokenizer: Any) -> None:
     """Gemma 2 caps its logits, Granite and Cohere scale theirs; the head alone does neither."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = Gemma2Config(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            initializer_range=0.5,
-            final_logit_softcapping=2.0,
-        )
-        model = Gemma2ForCausalLM(config).eval()
+    model = random_model(Gemma2Config, tiny_tokenizer, final_logit_softcapping=2.0)
     loaded = Loaded(model, tiny_tokenizer, torch.device("cpu"))
     (found,) = answer_likelihoods(loaded, [(chat("Hi?"), "Yes.")])
     prompt = tiny_tokenizer(render(tiny_tokenizer, chat("Hi?"), prompt=True))["input_ids"]
