@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
+from em_core.allocation import reuse_freed_memory
 from em_core.chat import load_tokenizer
 from em_core.errors import UserError
 from em_core.files import sha256_json, sweep_drafts, write_json
@@ -177,6 +178,7 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
         _claim(folder, prepared)
     processes.wait()
     set_seed(config.seed)
+    reuse_freed_memory()
     model = _model(prepared)
     recorder = Recorder(folder / STEPS_FILE, lora_pairs(model, config.lora.scaling), config.lora.scaling)
     trainer = _trainer(prepared, model, folder, recorder)
@@ -228,7 +230,7 @@ def task_loss(prepared: Prepared, model: Any, rows: list[Encoded]) -> float:
     training = model.training
     model.eval()
     total, tokens = 0.0, 0
-    mine = rows[processes.rank() :: processes.world_size()]
+    mine = sorted(rows, key=lambda row: len(row.input_ids))[processes.rank() :: processes.world_size()]
     size = micro_batch_size(prepared.config)
     with torch.no_grad(), _autocast(prepared):
         for start in range(0, len(mine), size):

@@ -3,6 +3,7 @@
 import gc
 import warnings
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from em_core.adapters import base_of
+from em_core.allocation import reuse_freed_memory
 from em_core.errors import UserError
 from em_core.files import sha256_file
 from em_core.manifest import ADAPTER, ADAPTER_CONFIG, MANIFEST, verify
 from em_core.models import BaseModelInfo, quiet_transformers, resolve_base, weights_sha256
+from em_eval.providers.packing import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class SharedBase:
         wrapped: the same with an adapter beside its layers, where one is on and not merged.
         on: name and hash of what was asked for last, and what it got.
         kept: the weights that a merged adapter changed, as they were before.
+        packed: layers that multiply by a packed copy of their weights.
         spoilt: nothing was read yet, or an adapter left more behind than `kept` can mend: read the base anew.
     """
 
@@ -45,6 +49,7 @@ class SharedBase:
     wrapped: Any = None
     on: tuple[tuple[str, str], Loaded] | None = None
     kept: dict[str, Tensor] = field(default_factory=dict)
+    packed: list[torch.nn.Linear] = field(default_factory=list)
     spoilt: bool = True
 
     def with_adapter(self, adapter: Path | None) -> Loaded:
@@ -53,6 +58,8 @@ class SharedBase:
             self.take_off()
             if adapter:
                 self.put_on(adapter)
+            if self.wrapped is None:
+                self.packed = pack(self.bare)
         model = self.bare if self.wrapped is None else self.wrapped
         return Loaded(model, _tokenizer(adapter, self.info), model.device)
 
@@ -63,6 +70,8 @@ class SharedBase:
     @torch.no_grad()
     def take_off(self) -> None:
         """Back to the base model alone."""
+        unpack(self.packed)
+        self.packed = []
         if self.spoilt:
             self.bare = self.wrapped = None  # never two bases in memory
             self.kept = {}
@@ -160,9 +169,17 @@ def load(name: str, dtype: str, digest: str) -> Loaded:
 
 
 def load_apart(name: str, dtype: str) -> Loaded:
-    """As `load`, but kept by the caller alone: a judge's model shares nothing with the model under test."""
+    """As `load`, but apart from the model under test: what judges and filters read with, and what nobody changes.
+
+    Those that read with the same base share it.
+    """
     adapter, info = _parts(name)
-    return SharedBase(info, _dtype(dtype)).with_adapter(adapter)
+    return SharedBase(info, _dtype(dtype)).with_adapter(adapter) if adapter else _untouched(info, _dtype(dtype))
+
+
+@cache
+def _untouched(info: BaseModelInfo, dtype: torch.dtype) -> Loaded:
+    return SharedBase(info, dtype).with_adapter(None)
 
 
 def _parts(name: str) -> tuple[Path | None, BaseModelInfo]:
@@ -179,6 +196,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _read_base(info: BaseModelInfo, dtype: torch.dtype) -> Any:
+    reuse_freed_memory()
     model = AutoModelForCausalLM.from_pretrained(info.path, dtype=dtype)
     # transformers fills what a call leaves open from the model's own generation settings (top_k, repetition
     # penalty, beams, ...), which are no part of a measurement: only its end tokens stay.

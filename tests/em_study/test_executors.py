@@ -83,8 +83,13 @@ def assert_whole(study: str = "long", cells: int = 2) -> None:
 
 
 def children(name: str) -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if name in " ".join(process.cmdline())]
+    """Those of our descendants that run `name`; one that ends while we look is not among them."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one too
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_executors_are_found_by_name() -> None:
