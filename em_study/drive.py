@@ -69,7 +69,7 @@ def drive(plan: Plan, executor: Executor, display: Display) -> list[str]:
     trained: list[FrozenCell] = []
     for number, cell in enumerate(plan.cells, 1):
         done = is_trained(cell)
-        display.line(f"[{number}/{len(plan.cells)}] {cell.label}: {'done' if done else 'training'}")
+        display.line(f"[{number}/{len(plan.cells)}] {cell.label}: {'done' if done else 'to train'}")
         if done:
             trained.append(cell)
             display.advance()
@@ -149,7 +149,7 @@ class Bars:
         self._whole = self._progress.add_task(self.study, total=total, left="")
 
     def line(self, text: str) -> None:
-        if not text.endswith((": done", ": training")):  # the bars say that
+        if not text.endswith((": done", ": to train")):  # the bars say that
             self._progress.console.print(text)
 
     def follow(self, running: list[Job]) -> None:

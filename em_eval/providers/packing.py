@@ -21,7 +21,8 @@ def pack(model: nn.Module) -> list[nn.Linear]:
     weights may not change before `unpack`.
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _packable(layer.weight)]
-    if not torch.backends.mkldnn.is_available() or sum(layer.weight.nbytes for layer in layers) > LARGEST:
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or sum(layer.weight.nbytes for layer in layers) > LARGEST:
         return []
     for layer in layers:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())

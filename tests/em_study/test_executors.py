@@ -1,5 +1,6 @@
 """Executors on real processes: workers die, jobs are pre-empted, nodes and drivers vanish, and the study ends well."""
 
+import contextlib
 import json
 import os
 import signal
