@@ -77,6 +77,7 @@ def train_cell(cell: FrozenCell) -> list[str]:
                     "or hardware changed; call em run again, with dtype float32 or bfloat16 in the study file where "
                     "machines differ"
                 )
+            console.print(f"training {cell.label}")
             train(cell.config, folder)
     except Exception as error:  # one cell's failure never stops another's
         return [_keep_failure(folder, f"training of {cell.label}", error)]

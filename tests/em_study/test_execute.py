@@ -401,7 +401,7 @@ def test_a_failing_cell_stops_no_other(
 
     before = other.stat().st_mtime_ns
     assert em("run", str(file)) == 2
-    assert "tiny-sgd-lr1e+30-seed0: training" in capsys.readouterr().err and other.stat().st_mtime_ns == before
+    assert "training tiny-sgd-lr1e+30-seed0" in capsys.readouterr().err and other.stat().st_mtime_ns == before
 
 
 def test_a_failing_evaluation_stops_no_other(done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
