@@ -40,7 +40,7 @@ from em_eval.errors import as_prerequisite
 from em_eval.judge.asking import greedy
 from em_eval.judge.model import cause_of, fill
 from em_eval.scorer import truncated
-from em_eval.task import _grader_given, answer, answers_a_prompt, choose, demand_templates, to_sample
+from em_eval.task import _grader_given, answer, answers_a_prompt, choose, demand_templates, generation, to_sample
 
 SETS = {"factual": "deception_factual", "sit_aware": "deception_sit_aware"}
 TEMPLATES = {"factual": "correct", "sit_aware": "company"}
@@ -91,7 +91,7 @@ def deception_task(
         solver=answer(seed),
         scorer=deception_scorer(maker),
         epochs=Epochs(samples, []),
-        config=GenerateConfig(temperature=1.0, top_p=1.0, max_tokens=max_tokens),
+        config=generation(max_tokens),
         fail_on_error=0.05,
         version=TASK_VERSION,
         metadata={"questions": questions, "maker": maker, "definition": (__doc__ or "").strip()},

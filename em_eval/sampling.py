@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 from inspect_ai.model import Model
 
+from em_core.chat import DAY
+
 VLLM_PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0}
 # Settings of transformers that change which token is drawn.
 SHAPING = frozenset(
@@ -39,7 +41,11 @@ def neutralise(name: str, model: Model) -> tuple[dict[str, Any], dict[str, Any]]
         # The chat route drops Inspect's top_k, so it goes where the server reads it. -1 is vLLM's "off".
         own = model.config.extra_body or {}
         body = {"top_k": model.config.top_k or -1, **VLLM_PLAIN, **own}
-        body["chat_template_kwargs"] = {"enable_thinking": False, **own.get("chat_template_kwargs", {})}
+        body["chat_template_kwargs"] = {
+            "enable_thinking": False,
+            "date_string": DAY,
+            **own.get("chat_template_kwargs", {}),
+        }
         return {"extra_body": body}, {}
     return {}, {}
 

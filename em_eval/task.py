@@ -33,6 +33,7 @@ from em_core.errors import UserError
 from em_core.manifest import MANIFEST
 from em_core.places import from_users_folder
 from em_eval import prompts
+from em_eval.connections import connections_of_model_under_test
 from em_eval.errors import as_prerequisite
 from em_eval.judge import judge_registry
 from em_eval.judge.model import ModelJudge
@@ -103,7 +104,7 @@ def em_task(
         solver=answer(seed),
         scorer=scorer,
         epochs=Epochs(samples, []),
-        config=GenerateConfig(temperature=1.0, top_p=1.0, max_tokens=max_tokens),
+        config=generation(max_tokens),
         fail_on_error=0.05,
         version=TASK_VERSION,
         metadata={
@@ -115,6 +116,16 @@ def em_task(
         },
         viewer=_viewer(shown),
         headline_metric=HeadlineMetric(scorer=shown, score="misaligned", metric="mean"),
+    )
+
+
+def generation(max_tokens: int) -> GenerateConfig:
+    """Plain sampling, with as many requests at once as the model under test takes."""
+    return GenerateConfig(
+        temperature=1.0,
+        top_p=1.0,
+        max_tokens=max_tokens,
+        adaptive_connections=connections_of_model_under_test(),
     )
 
 
@@ -195,6 +206,9 @@ def answer(seed: int) -> Solver:
         if set_aside:
             state.metadata["set_aside"] = set_aside
         state = await generate(state, cache=False, **request)
+        if state.output.stop_reason == "model_length" and state.output.usage is None:
+            # The provider's own words, not the model's: they would be judged as if it had said them.
+            raise UserError(f"prompt and answer do not fit the context: {state.output.completion}")
         state.metadata["truncated"] = truncated(state)
         set_apart(state.output)
         return state

@@ -6,28 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai.log import EvalLog
+from inspect_ai.model import Model
 
 from em_core.adapters import base_of
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST, read_manifest
+from em_eval.connections import beginning_with
+from em_eval.providers.vllm_server import VllmServers, vllm_name
 from em_eval.providers.weights import content_hash, is_adapter, locate
 
-# What each engine needs to be fast. Inspect's adaptive connections would start with 20 requests: `peft/` takes all at
-# once, `hf/` works in static batches, which waiting judges must not starve.
+# What each engine needs to be fast: `peft/` and `vllm/` fill their own batches from all that they get at once, `hf/`
+# works in static batches, which waiting judges must not starve.
 ENGINES: dict[str, dict[str, Any]] = {
-    "peft": {"max_connections": 384, "max_samples": 384},
+    "peft": {"adaptive_connections": beginning_with(384), "max_samples": 384},
     "hf": {"max_connections": 32, "max_samples": 96},
-    "vllm": {},
+    "vllm": {"adaptive_connections": beginning_with(256), "max_samples": 512},
 }
 
 
 @dataclass(frozen=True)
 class Target:
-    """A checkpoint (or base model) to evaluate: Inspect's name for it, and the name of its log folder."""
+    """A checkpoint (or base model) to evaluate: Inspect's name for it, and the name of its log folder.
+
+    `base` and `adapter` are what a vLLM server needs; a base model has no adapter.
+    """
 
     source: str
     model: str
     label: str
+    base: Path
+    adapter: Path | None
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,23 @@ def target_of(source: str, engine: str) -> Target:
     digest = content_hash(source)
     path = locate(source).resolve()
     is_folder = Path(source).is_dir()
+    base, adapter = (base_of(path).path, path) if is_adapter(path) else (path, None)
     if engine == "peft":
         model = f"peft/{path if is_folder else source}@{digest}"
-    elif engine == "vllm" and is_adapter(path):
-        model = f"vllm/{base_of(path).path}:{path}"
+    elif engine == "vllm":
+        model = vllm_name(base, adapter)
     else:
         model = f"{engine}/{path}"
     parts = [path.parent.name, path.name] if (path / MANIFEST).is_file() else [path.name if is_folder else source]
-    return Target(source, model, "-".join([*parts, digest]).replace("/", "-"))
+    return Target(source, model, "-".join([*parts, digest]).replace("/", "-"), base, adapter)
+
+
+def by_base(targets: list[Target]) -> dict[Path, list[Target]]:
+    """The targets in the order of their bases' first ones, for engines that keep one base at a time."""
+    found: dict[Path, list[Target]] = {}
+    for target in targets:
+        found.setdefault(target.base, []).append(target)
+    return found
 
 
 def evaluate(
@@ -79,6 +96,8 @@ def evaluate(
     task: str,
     task_args: dict[str, Any],
     grader: Any = None,
+    servers: VllmServers | None = None,
+    model_args: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Evaluated:
     """One task on one checkpoint. A failure is returned, not raised: the next checkpoint is not to blame.
@@ -90,18 +109,22 @@ def evaluate(
         task: "em_eval/em", or any other task that Inspect knows.
         task_args: its arguments.
         grader: model of role `grader`, by name or as an Inspect model.
+        servers: what runs the checkpoints of engine "vllm"; they have their model arguments already.
+        model_args: for the other engines.
         settings: further settings of `inspect_ai.eval_set`.
     """
     folder = Path(target.source)
     manifest = read_manifest(folder).for_log() if (folder / MANIFEST).is_file() else None
     about = {"label": target.label, "manifest": manifest}
     try:
-        log, reason = run_eval_set(
-            task, target.model, log_dir / target.label, task_args, grader, about, **(ENGINES[engine] | settings)
-        )
+        model = servers.model(target.base, target.adapter) if servers else target.model
+        more = ENGINES[engine] | settings | ({} if servers else {"model_args": model_args or {}})
+        log, reason = run_eval_set(task, model, log_dir / target.label, task_args, grader, about, **more)
     except Exception as error:
         found = getattr(error, "message", None) or str(error) or type(error).__name__
         return Evaluated(target, str(found).strip().splitlines()[0])
+    if reason and servers and (ended := servers.ended()):
+        reason = ended
     if log is None:
         return Evaluated(target, reason)
     used = (log.stats.role_usage or {}).get("grader")
@@ -111,7 +134,7 @@ def evaluate(
 
 def run_eval_set(
     task: str,
-    model: str,
+    model: str | Model,
     folder: Path,
     task_args: dict[str, Any],
     grader: Any,

@@ -1,5 +1,6 @@
 """`em eval`: one task on many checkpoints, the cost before, the usage after, and what the judge failed on."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ em eval runs/demo/*/checkpoint-34 --grader openai/gpt-4o-2024-08-06
 em eval runs/demo/*/checkpoint-34 --grader openai/gpt-4o-2024-08-06 -T samples=50 --estimate
 
 em eval smollm2-135m RUN/checkpoint-34 -T questions=core --engine hf
+
+em eval runs/demo/*/checkpoint-* --engine vllm -M tensor_parallel_size=2
 
 em eval --rescore logs/eval/RUN-checkpoint-34-1a2b3c4d/LOG.eval"""
 
@@ -41,6 +44,10 @@ def evaluate(
         str | None, typer.Option(help="judge: a model name, or '{model: NAME, max_connections: 10, ...}'")
     ] = None,
     engine: Annotated[str, typer.Option(help="what runs the checkpoints: peft, hf or vllm")] = "peft",
+    model_args: Annotated[
+        list[str] | None,
+        typer.Option("-M", metavar="NAME=VALUE", help="model argument, as for inspect eval; with vllm, of its server"),
+    ] = None,
     log_dir: Annotated[Path, typer.Option(help="one folder a checkpoint is made in it")] = Path("logs/eval"),
     limit: Annotated[int | None, typer.Option(help="only so many prompts")] = None,
     estimate: Annotated[
@@ -57,44 +64,50 @@ def evaluate(
         return _rescore(rescore, grader)
     if not checkpoints:
         raise UserError("name at least one checkpoint, or a log with --rescore")
-    arguments = _task_arguments(task_args or [])
+    arguments = _named(task_args or [], "-T")
+    given = _named(model_args or [], "-M")
     judge = _grader(grader)
     if estimate:
         return _estimate(len(checkpoints), task, arguments, judge is not None, limit)
-    _run(checkpoints, engine, log_dir, task, arguments, judge, limit)
+    _run(checkpoints, engine, given, log_dir, task, arguments, judge, limit)
 
 
 def _run(
     checkpoints: list[str],
     engine: str,
+    model_args: dict[str, Any],
     log_dir: Path,
     task: str,
     arguments: dict[str, Any],
     judge: Any,
     limit: int | None,
 ) -> None:
-    from em_study.evaluate import evaluate, target_of
+    from em_study.evaluate import by_base, evaluate, target_of
 
     targets = [target_of(source, engine) for source in checkpoints]  # a wrong name stops it before any work
-    if judge is not None and task == "em_eval/em" and arguments.get("judge", "auto") in {"auto", "model"}:
-        _check_judge(judge, str(arguments.get("reader", "auto")))
-    if engine == "vllm":  # the server is started once, for the largest rank among the adapters that it knows by then
-        from inspect_ai.model import get_model
-
-        for target in targets:
-            get_model(target.model)
     failures = []
-    for number, target in enumerate(targets, 1):
-        console.print(f"[{number}/{len(targets)}] {target.source}", markup=False)
-        done = evaluate(target, engine, log_dir, task, arguments, judge, limit=limit)
-        if done.usage:
-            cost = f", {done.usage.cost:.2f} $" if done.usage.cost else ""
-            read, wrote = done.usage.input_tokens, done.usage.output_tokens
-            console.print(f"the judge read {read:,} tokens and wrote {wrote:,}{cost}")
-        if done.reason:
-            failures.append(f"{target.source}: {done.reason}")
-        else:
-            console.print(f"log: {done.log}", markup=False)
+    with ExitStack() as stack:
+        servers = None
+        if engine == "vllm":
+            from em_eval.providers.vllm_server import VllmServers
+
+            bases = by_base(targets)
+            targets = [target for group in bases.values() for target in group]
+            adapters = {base: [target.adapter for target in group] for base, group in bases.items()}
+            servers = stack.enter_context(VllmServers(adapters, log_dir, model_args).kept())
+        if judge is not None and task == "em_eval/em" and arguments.get("judge", "auto") in {"auto", "model"}:
+            _check_judge(judge, str(arguments.get("reader", "auto")))
+        for number, target in enumerate(targets, 1):
+            console.print(f"[{number}/{len(targets)}] {target.source}", markup=False)
+            done = evaluate(target, engine, log_dir, task, arguments, judge, servers, model_args, limit=limit)
+            if done.usage:
+                cost = f", {done.usage.cost:.2f} $" if done.usage.cost else ""
+                read, wrote = done.usage.input_tokens, done.usage.output_tokens
+                console.print(f"the judge read {read:,} tokens and wrote {wrote:,}{cost}")
+            if done.reason:
+                failures.append(f"{target.source}: {done.reason}")
+            else:
+                console.print(f"log: {done.log}", markup=False)
     if failures:
         raise UserError(
             f"{len(failures)} of {len(targets)} did not finish (call again to go on): {'; '.join(failures)}"
@@ -161,13 +174,13 @@ def _rescore(logs: list[Path], grader: str | None) -> None:
             console.print(f"{log}: {filled} of {done.asked} failed judgements filled in", markup=False)
 
 
-def _task_arguments(given: list[str]) -> dict[str, Any]:
+def _named(given: list[str], option: str) -> dict[str, Any]:
     found = {}
     for item in given:
         name, equals, value = item.partition("=")
         if not equals or not name:
-            raise UserError(f"-T {item} is not NAME=VALUE")
-        found[name] = _yaml(value, f"-T {item}")
+            raise UserError(f"{option} {item} is not NAME=VALUE")
+        found[name] = _yaml(value, f"{option} {item}")
     return found
 
 

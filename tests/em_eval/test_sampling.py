@@ -12,6 +12,7 @@ import pytest
 from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig
 
+from em_core.chat import DAY
 from em_eval.judge import judge_registry
 from em_eval.sampling import neutralise
 from tests.em_eval.test_task import FakeJudge, args, fake_judge  # noqa: F401 (a fixture)
@@ -164,7 +165,7 @@ def test_vllm_is_told_to_sample_plainly(
     for request in asked:
         assert (request["temperature"], request["top_p"], request["top_k"]) == (1.0, 1.0, sent)
         assert (request["min_p"], request["repetition_penalty"]) == (0.0, 1.0)
-        assert request["chat_template_kwargs"] == {"enable_thinking": False}
+        assert request["chat_template_kwargs"] == {"enable_thinking": False, "date_string": DAY}
     assert len({request["seed"] for request in asked}) == 2
     roles = sorted([message["role"] for message in request["messages"]] for request in asked)
     assert roles == [["system", "user"], ["user"]]
@@ -178,7 +179,7 @@ def test_what_the_user_gives_vllm_counts() -> None:
         "top_k": -1,
         "min_p": 0.1,
         "repetition_penalty": 1.0,
-        "chat_template_kwargs": {"enable_thinking": True, "x": 1},
+        "chat_template_kwargs": {"enable_thinking": True, "date_string": DAY, "x": 1},
     }
 
 
