@@ -5,16 +5,16 @@ import sys
 
 import pytest
 
-# A block of 64 MB, given back and asked for again: page faults of the second time, with and without the setting.
+# A block of 64 MB, asked for and given back again and again: page faults in all.
 FAULTS = """
 import resource, sys
 import torch
 from em_core.allocation import reuse_freed_memory
 if sys.argv[1] == "reuse":
     reuse_freed_memory()
-torch.ones(16 * 1024 * 1024)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(16 * 1024 * 1024)
+for _ in range(20):
+    torch.ones(16 * 1024 * 1024)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -25,4 +25,4 @@ def test_a_freed_block_is_used_again() -> None:
         done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("reuse") < 100
+    assert faults("reuse") < faults("as it is") / 2
