@@ -91,9 +91,9 @@ def measure(provider: str, adapters: list[Path], samples: int, tokens: int, conn
             (log,) = eval(
                 task, model=model, log_dir=logs, display="none", max_samples=len(PROMPTS) * samples, score=False, **more
             )
-        generating += time.monotonic() - started
-        assert log.status == "success" and log.samples is not None, log.error
-        texts = [sample.output.completion for sample in log.samples]
+            generating += time.monotonic() - started
+            assert log.status == "success" and log.samples is not None, log.error
+            texts = [sample.output.completion for sample in log.samples]  # read from the folder only now
         counted += sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"loading": loading, "generating": generating, "tokens": counted, "peak": peak}

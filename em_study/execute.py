@@ -4,7 +4,6 @@ Training and evaluating a cell are two idempotent commands on a frozen file (`em
 alone, what was killed goes on, a failure keeps its traceback in `error.txt` and never stops another cell.
 """
 
-import gc
 import os
 import time
 import traceback
@@ -17,6 +16,7 @@ from typing import Literal
 from filelock import FileLock
 from rich.console import Console
 
+from em_core.allocation import return_freed_memory
 from em_core.errors import UserError
 from em_core.files import sha256_json, write_text
 from em_core.manifest import MANIFEST, Manifest, read_manifest
@@ -82,7 +82,7 @@ def train_cell(cell: FrozenCell) -> list[str]:
     except Exception as error:  # one cell's failure never stops another's
         return [_keep_failure(folder, f"training of {cell.label}", error)]
     finally:
-        gc.collect()  # a trainer holds its model in a cycle of references: free it before the next one
+        return_freed_memory()
     (folder / ERROR).unlink(missing_ok=True)
     return []
 
@@ -135,6 +135,8 @@ def evaluate(study: str, label: str, checkpoint: Path, evaluation: Evaluation) -
                     return f"evaluation {name} did not finish ({reason}): see {folder}"
     except Exception as error:
         return _keep_failure(error_file.parent, f"evaluation {name}", error)
+    finally:
+        return_freed_memory()
     error_file.unlink(missing_ok=True)
     return None
 
