@@ -534,6 +534,27 @@ def test_a_neighbour_that_is_too_long_costs_only_itself(tiny_adapter: Path) -> N
     assert isinstance(found["short"], ModelOutput)
 
 
+def test_an_evaluation_names_what_does_not_fit_and_goes_on(
+    run_eval: Callable[..., EvalLog], tiny_adapter: Path, tmp_path: Path
+) -> None:
+    prompts = "judge_prompts: {aligned: '{answer}', coherent: '{answer}'}"
+    asked = [(f"short{number}", "Hi?") for number in range(20)] + [("long", "x" * 2000)]
+    questions = tmp_path / "questions.yaml"
+    questions.write_text(
+        "".join(f"- {{id: {id}, paraphrases: ['{text}'], {prompts}}}\n" for id, text in asked), encoding="utf-8"
+    )
+    log = run_eval(
+        "em_eval/em",
+        f"peft/{tiny_adapter}",
+        model_roles={"grader": grader("85")},
+        task_args={"questions": str(questions), "samples": 1, "max_tokens": 4},
+    )
+    assert log.status == "success"
+    lost = {sample.id: sample.error.message for sample in log.samples if sample.error is not None}
+    assert list(lost) == ["long"] and "exceed the context of 1024" in lost["long"]
+    assert sum(bool(sample.scores) for sample in log.samples) == 20
+
+
 @pytest.mark.parametrize(
     "settings",
     [
