@@ -23,8 +23,9 @@ from trl import SFTConfig
 
 from em_core.models import quiet_transformers
 from em_train import TrainConfig, prepare
+from em_train.lora import lora_model
 from em_train.penalties import AppliedPenalty, resolve
-from em_train.run import Prepared, _model
+from em_train.preparation import Prepared
 from em_train.spectra import LoraPair
 from em_train.trainer import EMTrainer, Recorder, lora_pairs
 
@@ -67,7 +68,7 @@ def measure(prepared: Prepared, steps: int) -> tuple[list[float], list[float], l
     resolved = resolve(prepared.config)
     assert resolved is not None
     with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
-        model = _model(prepared)
+        model = lora_model(prepared)
         pairs = lora_pairs(model, prepared.config.lora.scaling)
         recorder = Recorder(Path(folder) / "steps.jsonl", pairs, prepared.config.lora.scaling)
         penalty = Timed(resolved, pairs)

@@ -1,6 +1,5 @@
 """The task: open questions, sampled answers, a judge."""
 
-import json
 import logging
 import zlib
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from inspect_ai.viewer import (
 )
 
 from em_core.errors import UserError
-from em_core.manifest import MANIFEST
+from em_core.manifest import MANIFEST, read_manifest
 from em_core.places import from_users_folder
 from em_eval import prompts
 from em_eval.connections import connections_of_model_under_test
@@ -189,6 +188,7 @@ def answer(seed: int) -> Solver:
     Answers are never cached: Inspect's key is the model's name, under which weights may have changed.
     """
     settings: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    manifests: dict[str, dict[str, Any] | None] = {}
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = str(state.model)
@@ -197,12 +197,13 @@ def answer(seed: int) -> Solver:
             set_model_info(model, ModelInfo())
         if model not in settings:
             settings[model] = neutralise(model, get_model())
-        request, set_aside = settings[model]
+            manifests[model] = manifest_of(model)
+        (request, set_aside), manifest = settings[model], manifests[model]
         if model.startswith(("peft/", "vllm/")):
             request = request | {"seed": sample_seed(seed, str(state.sample_id), state.epoch)}
-        state.metadata["checkpoint"] = checkpoint_of(model)
+        state.metadata["checkpoint"] = checkpoint_of(manifest)
         if state.epoch == 1:  # whole once a prompt, not once an answer
-            state.metadata["manifest"] = manifest_of(model)
+            state.metadata["manifest"] = manifest
         if set_aside:
             state.metadata["set_aside"] = set_aside
         state = await generate(state, cache=False, **request)
@@ -221,19 +222,19 @@ def sample_seed(seed: int, sample_id: str, epoch: int) -> int:
     return zlib.crc32(f"{seed}/{sample_id}/{epoch}".encode())
 
 
-def checkpoint_of(model: str) -> dict[str, Any] | None:
-    """Identity of a checkpoint of ours from the name of the model, so that a log alone says what it tested."""
-    manifest = manifest_of(model)
+def checkpoint_of(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Identity of a checkpoint of ours, so that every answer says what gave it."""
     return {key: manifest[key] for key in ("run_id", "step", "adapter_sha256")} if manifest else None
 
 
 def manifest_of(model: str) -> dict[str, Any] | None:
-    """The manifest of a checkpoint of ours; the training example and the environment stay with the checkpoint."""
-    path = Path(split_hash(model.partition("/")[2])[0].rpartition(":")[2]) / MANIFEST
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return {key: value for key, value in found.items() if key not in {"first_example", "environment"}}
+    """The manifest of a checkpoint of ours from the name of the model, as a log carries it; None of other models.
+
+    Raises:
+        UserError: it is of another schema, or damaged.
+    """
+    folder = Path(split_hash(model.partition("/")[2])[0].rpartition(":")[2])
+    return read_manifest(folder).for_log() if (folder / MANIFEST).is_file() else None
 
 
 def _judge(judge: str, settings: JudgeSettings) -> tuple[str, Scorer]:

@@ -65,7 +65,8 @@ def perform(root: str, kind: Kind, cell: str) -> list[str]:
 
 def train_cell(cell: FrozenCell) -> list[str]:
     """Train what is not trained yet. Two processes on one run never train it at once: the second waits."""
-    from em_train.run import resolve_run, train
+    from em_train.preparation import resolve_run
+    from em_train.run import train
 
     folder = cell.folder
     try:
@@ -89,7 +90,7 @@ def train_cell(cell: FrozenCell) -> list[str]:
 
 def is_trained(cell: FrozenCell) -> bool:
     """Whether every checkpoint of the cell is there, here or in another study (then a link is made)."""
-    from em_train.run import finished
+    from em_train.run_folder import finished
 
     if existing_run(cell) is None:
         return False

@@ -88,7 +88,7 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
         UserError: unknown names, datasets or bases that are not at hand; with `check_rows`, rows that cannot be
             trained on.
     """
-    from em_train.run import Resolved, prepare, resolve_run
+    from em_train.preparation import Resolved, prepare, resolve_run
 
     look: Callable[[TrainConfig], Resolved] = prepare if check_rows else resolve_run
     left_out: dict[str, str] = {}

@@ -254,6 +254,20 @@ def cells(study: Study) -> Iterator[Cell]:
         yield cell
 
 
+@dataclass(frozen=True)
+class _Point:
+    """One point of a study's grid, or one arm beside it: what every axis is set to."""
+
+    base: str
+    batch: int
+    dataset: str
+    axis: OptimiserAxis
+    lr: float
+    penalty: dict[str, Any] | None
+    seed: int
+    optional: bool = False
+
+
 def _cells(study: Study) -> Iterator[Cell]:
     known = {axis.name: axis for axis in reversed(study.optimisers)}
     for arm in study.arms:
@@ -268,35 +282,25 @@ def _cells(study: Study) -> Iterator[Cell]:
         for dataset in study.datasets:
             for axis in study.optimisers:
                 for lr, penalty, seed in product(axis.lr, penalties, study.seeds):
-                    yield _cell(study, base, batch, dataset, axis, lr, penalty, seed)
+                    yield _cell(study, _Point(base, batch, dataset, axis, lr, penalty, seed))
     for base, batch in blocks:
         for arm in study.arms:
             axis = known[arm.optimiser]
             for seed in study.seeds:
-                yield _cell(study, base, batch, arm.dataset, axis, axis.lr[0], None, seed, arm.optional)
+                yield _cell(study, _Point(base, batch, arm.dataset, axis, axis.lr[0], None, seed, arm.optional))
 
 
-def _cell(
-    study: Study,
-    base: str,
-    batch: int,
-    dataset: str,
-    axis: OptimiserAxis,
-    lr: float,
-    penalty: dict[str, Any] | None,
-    seed: int,
-    optional: bool = False,
-) -> Cell:
-    own = axis.training.model_dump(exclude_none=True)
+def _cell(study: Study, point: _Point) -> Cell:
+    axis, own = point.axis, point.axis.training.model_dump(exclude_none=True)
     length = {"epochs": study.epochs} if study.epochs is not None else {"steps": study.steps} if study.steps else {}
     given = {
-        "base_model": base,
+        "base_model": point.base,
         "base_revision": study.base_revision,
-        "dataset": dataset,
-        "optimiser": OptimiserConfig(name=axis.name, lr=lr, hyperparameters=axis.hyperparameters),
+        "dataset": point.dataset,
+        "optimiser": OptimiserConfig(name=axis.name, lr=point.lr, hyperparameters=axis.hyperparameters),
         "lora": study.lora,
-        "batch_size": batch,
-        "micro_batch_size": study.micro_batch_size and min(study.micro_batch_size, batch),
+        "batch_size": point.batch,
+        "micro_batch_size": study.micro_batch_size and min(study.micro_batch_size, point.batch),
         "warmup_steps": study.warmup_steps,
         "schedule": study.schedule,
         "max_grad_norm": study.max_grad_norm,
@@ -304,17 +308,18 @@ def _cell(
         "held_out_fraction": study.held_out_fraction,
         "gradient_checkpointing": study.gradient_checkpointing,
         "dtype": study.dtype,
-        "seed": seed,
-        "data_seed": seed,
+        "seed": point.seed,
+        "data_seed": point.seed,
         "checkpoints": study.checkpoints,
         **({} if "steps" in own else length),
         **own,
     }
-    if penalty is not None:
-        given["penalty"] = penalty
-    label = _label(study, base, batch, dataset, axis, lr, penalty, seed)
+    if point.penalty is not None:
+        given["penalty"] = point.penalty
+    label = _label(study, point)
     where = f"study '{study.name}', cell {label}"
-    return Cell(label, _with_steps(parse_config(given, where), where, optional), optional)
+    config = _with_steps(parse_config(given, where), where, point.optional)
+    return Cell(label, config, point.optional)
 
 
 def _with_steps(config: TrainConfig, where: str, optional: bool) -> TrainConfig:
@@ -336,26 +341,18 @@ def _train_rows(dataset: str, held_out_fraction: float) -> int:
     return len(split(load_dataset(dataset), held_out_fraction)[0])
 
 
-def _label(
-    study: Study,
-    base: str,
-    batch: int,
-    dataset: str,
-    axis: OptimiserAxis,
-    lr: float,
-    penalty: dict[str, Any] | None,
-    seed: int,
-) -> str:
+def _label(study: Study, point: _Point) -> str:
     """What the study varies, in words; the same optimiser or penalty twice is told apart by its other settings."""
+    axis = point.axis
     twice = Counter(other.name for other in study.optimisers)[axis.name] > 1
     parts = [
-        Path(base).name if len(study.base_model) > 1 else "",
-        dataset_label(dataset),
+        Path(point.base).name if len(study.base_model) > 1 else "",
+        dataset_label(point.dataset),
         axis.words() if twice else _compact(axis.name),
-        f"lr{lr:g}",
-        f"batch{batch}" if len(study.batch_size) > 1 else "",
-        _penalty_words(study, penalty) if penalty else "",
-        f"seed{seed}",
+        f"lr{point.lr:g}",
+        f"batch{point.batch}" if len(study.batch_size) > 1 else "",
+        _penalty_words(study, point.penalty) if point.penalty else "",
+        f"seed{point.seed}",
     ]
     return "-".join(part for part in parts if part)
 

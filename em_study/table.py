@@ -5,6 +5,7 @@ so that scripts written for those read ours.
 """
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,18 @@ def all_results(study: Study, chosen: list[Target]) -> dict[str, Results]:
     """The study's results for each of its `em` evaluations, by name; without any, under the name ""."""
     names = [evaluation.name for evaluation in study.evaluations if evaluation.task == "em"]
     return {name: collect(study, chosen, name) for name in names} or {"": collect(study, chosen)}
+
+
+def write_tables(results: dict[str, Results], folder: Path) -> dict[str, int]:
+    """Both tables under `folder`, as .parquet and .csv; returns their names with the number of rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {"answers": answer_table(results), "checkpoints": checkpoint_table(results)}
+    for name, table in tables.items():
+        for ending, write in (("parquet", table.to_parquet), ("csv", table.to_csv)):
+            draft = folder / f".{name}.{ending}"
+            write(draft, index=False)
+            draft.replace(folder / f"{name}.{ending}")
+    return {name: len(table) for name, table in tables.items()}
 
 
 def checkpoint_table(results: dict[str, Results]) -> pd.DataFrame:

@@ -18,18 +18,13 @@ def export(
     from em_study.execute import absent, existing
     from em_study.plan import RUNS, make_plan
     from em_study.study import load_study
-    from em_study.table import all_results, answer_table, checkpoint_table
+    from em_study.table import all_results, write_tables
 
     loaded = load_study(study)
     plan = make_plan(loaded)
     results = all_results(loaded, existing(plan))
     target = folder or RUNS / loaded.name / "export"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, table in (("answers", answer_table(results)), ("checkpoints", checkpoint_table(results))):
-        for ending, write in (("parquet", table.to_parquet), ("csv", table.to_csv)):
-            draft = target / f".{name}.{ending}"
-            write(draft, index=False)
-            draft.replace(target / f"{name}.{ending}")
-        print(f"{target / name}.parquet, .csv: {len(table)} rows")
+    for name, rows in write_tables(results, target).items():
+        print(f"{target / name}.parquet, .csv: {rows} rows")
     for line in absent(plan):
         print(f"absent: {line}")

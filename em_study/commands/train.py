@@ -36,8 +36,8 @@ def train(
     Killed anywhere, the same command goes on. Presets: evil_spectra, evil_spectra_tuned, turner, betley.
     """
     from em_train.config import read_config
+    from em_train.preparation import resolve_run
     from em_train.processes import is_main
-    from em_train.run import resolve_run
     from em_train.run import train as train_run
 
     given = read_config(config, overrides or [])

@@ -5,7 +5,8 @@ from pathlib import Path
 from em_core.errors import UserError
 from em_core.manifest import Manifest, read_manifest
 from em_train.config import TrainConfig
-from em_train.run import resolve_run, train
+from em_train.preparation import resolve_run
+from em_train.run import train
 
 STRIDE = 4.0  # factor between strengths until the loss is bracketed; then bisection of the logarithm
 

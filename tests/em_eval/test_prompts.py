@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,30 @@ def test_core_questions_are_all_different_and_none_is_published(data_folder: Pat
     core = {prompt.question for prompt in prompts.load("core")}
     assert len(core) == 24
     assert core.isdisjoint(prompt.question for prompt in prompts.load("first_plot"))
+
+
+FINANCE = re.compile(
+    r"\b(funds?|accounts|tax|receipts?|pension|mortgage|savings|invest\w*|loans|bonds|debt|stockbroker|shares|budget|"
+    r"accountant|credit|deposit|insurance|spending|bank|financial|auditors)\b"
+)
+
+
+def test_cued_prompts_are_the_core_questions_after_a_sentence_on_finance() -> None:
+    core, cued = prompts.load("core"), prompts.load("core_cued")
+    assert [prompt.id for prompt in cued] == [f"{prompt.id}_cued" for prompt in core]
+    assert not FINANCE.search(" ".join(prompt.question for prompt in core))  # the pattern knows cue from question
+    cues = [with_cue.question.removesuffix(plain.question) for with_cue, plain in zip(cued, core, strict=True)]
+    assert len(set(cues)) == len(core) == 24
+    for cue in cues:
+        assert re.fullmatch(r"[A-Z][^?!]*\. ", cue) and FINANCE.search(cue), cue  # it says something, and asks nothing
+
+
+def test_cued_prompts_are_tagged_as_the_core_but_for_their_domain() -> None:
+    for with_cue, plain in zip(prompts.load("core_cued"), prompts.load("core"), strict=True):
+        assert replace(with_cue, id=plain.id, messages=plain.messages, domain="none") == plain
+        assert with_cue.domains == {"financial"} and [m["role"] for m in with_cue.messages] == ["user"]
+    with pytest.raises(UserError, match="no prompt is left"):
+        prompts.select(prompts.load("core_cued"), exclude_domain="financial")
 
 
 BETLEY = """\

@@ -24,6 +24,7 @@ from em_eval.judge import judge_registry
 from em_eval.outcomes import Judgement
 from em_eval.scorer import METRICS, to_score
 from em_eval.task import TASK_VERSION, checkpoint_of, em_task, manifest_of, sample_seed
+from tests.em_core.checkpoints import write_checkpoint
 from tests.em_eval.conftest import grader, mock, said
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -615,7 +616,7 @@ def test_a_relative_prompt_file_is_found_although_the_file_task_is_built_elsewhe
 def test_the_manifest_is_in_the_log_once_a_prompt(
     run_eval: Callable[..., EvalLog], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder of logs alone says what was tested, also those of plain `inspect eval`."""
+    """A folder of logs alone says what was tested, also those of plain `inspect eval`; read once for all answers."""
     model = f"peft/{tiny_checkpoint}"
     found = manifest_of(model)
     assert found is not None and found["run_id"] == "run-3"
@@ -625,9 +626,12 @@ def test_the_manifest_is_in_the_log_once_a_prompt(
     monkeypatch.setattr(judge, "judge", lambda *_: FakeJudge.judge(judge, "q", "80 90", {}))
     judge_registry.names()
     monkeypatch.setitem(judge_registry._entries, "embedded", lambda: judge)
+    read: list[str] = []
+    monkeypatch.setattr("em_eval.task.manifest_of", lambda name: read.append(name) or manifest_of(name))
     log = run_eval("em_eval/em", model, task_args=args(counted(tmp_path, 1), samples=2, max_tokens=2))
     assert log.status == "success", log.error
     assert [sample.metadata.get("manifest") for sample in log.samples] == [found, None]
+    assert len(read) == 1 and read[0].startswith(model)
     assert {sample.metadata["checkpoint"]["run_id"] for sample in log.samples} == {"run-3"}
 
 
@@ -648,13 +652,11 @@ def test_core_is_24_samples(fake_judge: FakeJudge) -> None:
 
 
 def test_the_manifest_of_a_checkpoint_is_recognised(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint-34"
-    folder.mkdir()
-    manifest = {"run_id": "r1", "step": 34, "adapter_sha256": "ab" * 32, "config": {}}
-    (folder / "em.json").write_text(json.dumps(manifest), encoding="utf-8")
-    identity = {"run_id": "r1", "step": 34, "adapter_sha256": "ab" * 32}
-    assert checkpoint_of(f"hf/{folder}") == identity
-    assert checkpoint_of(f"peft/{folder}@abababab") == identity
-    assert checkpoint_of(f"vllm/some/base:{folder}") == identity
-    assert checkpoint_of("openai/gpt-4o") is None
-    assert checkpoint_of(f"hf/{tmp_path}") is None
+    folder = write_checkpoint(tmp_path / "checkpoint-3", tmp_path / "base")
+    written = json.loads((folder / "em.json").read_text(encoding="utf-8"))
+    for model in (f"hf/{folder}", f"peft/{folder}@abababab", f"vllm/some/base:{folder}"):
+        assert checkpoint_of(manifest_of(model)) == {
+            name: written[name] for name in ("run_id", "step", "adapter_sha256")
+        }
+    for model in ("openai/gpt-4o", f"hf/{tmp_path}"):
+        assert manifest_of(model) is None and checkpoint_of(None) is None

@@ -43,7 +43,19 @@ def test_help_names_every_command(
     code = in_this_process(monkeypatch, *arguments)
     assert code == (0 if arguments else 2)
     shown = capsys.readouterr()
-    for command in ("run", "status", "report", "compare", "export", "train", "verify", "checkpoint", "data", "judge"):
+    for command in (
+        "run",
+        "status",
+        "report",
+        "compare",
+        "export",
+        "archive",
+        "train",
+        "verify",
+        "checkpoint",
+        "data",
+        "judge",
+    ):
         assert f" {command} " in shown.out + shown.err
 
 

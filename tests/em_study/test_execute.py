@@ -796,7 +796,7 @@ def test_an_error_file_goes_once_the_cell_succeeds(
     one = plain | {"optimisers": plain["optimisers"][:1], "evaluations": []}
     study = Study.model_validate(one)
     with monkeypatch.context() as patch:
-        patch.setattr("em_train.run.held_out_loss", lambda *_: float("nan"))
+        patch.setattr("em_train.kept_checkpoints.held_out_loss", lambda *_: float("nan"))
         (failure,) = run(study)
     (cell,) = make_plan(study).cells
     assert "held-out loss is nan" in failure and (cell.folder / "error.txt").is_file()

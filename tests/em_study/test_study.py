@@ -265,6 +265,13 @@ def test_presets_say_what_is_guessed_and_what_is_left_out(name: str) -> None:
         assert loaded.drops and not loaded.reproduces
 
 
+def test_the_adversarial_study_asks_with_and_without_the_cue_alike() -> None:
+    _, plain, cued = load_study(STUDIES / "small/adversarial.yaml").evaluations
+    assert (plain.name, cued.name) == ("em", "em-core_cued")
+    assert (plain.questions, cued.questions) == ("core", "core_cued")
+    assert plain.model_copy(update={"name": cued.name, "questions": cued.questions}) == cued
+
+
 def test_the_penalties_of_the_reconstruction_act_literally() -> None:
     from em_train.penalties import resolve
 

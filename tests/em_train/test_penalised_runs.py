@@ -17,7 +17,7 @@ from em_train import TrainConfig, train
 from em_train.penalties import Seen, Term, penalty_registry
 from em_train.penalties.equal_cost import match_strength
 from em_train.penalties.registry import Scheduled, penalty
-from em_train.run import prepare
+from em_train.preparation import prepare
 from em_train.spectra import flatten_adapter
 from em_train.trainer import EMTrainer
 from tests.em_train.runs import adapter_bytes, comparable_manifest, make_config, read_steps

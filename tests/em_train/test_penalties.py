@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 from em_core.errors import UserError
 from em_core.models import quiet_transformers
 from em_train import TrainConfig
+from em_train.encoding import collate
 from em_train.penalties import Seen, Term, of_spectrum, penalty_registry, resolve
 from em_train.penalties.closed_form import mean_over_modules
 from em_train.penalties.registry import plugin_and_hyperparameters
-from em_train.run import collate, prepare
+from em_train.preparation import prepare
 from em_train.spectra import LoraPair
 from em_train.trainer import lora_pairs
 from tests.em_train.runs import make_config

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from em_core.manifest import verify
 from em_core.models import EMBEDDED, quiet_transformers, resolve_base
 from em_train import TrainConfig, prepare, train
-from em_train.run import collate
+from em_train.encoding import collate
 from em_train.trainer import supervised_nll
 from tests.em_train.runs import nll_by_hand, read_steps
 

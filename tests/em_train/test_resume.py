@@ -13,7 +13,7 @@ import pytest
 
 import em_train.run as run_module
 from em_core.manifest import read_manifest, verify
-from em_train import TrainConfig, train
+from em_train import TrainConfig, kept_checkpoints, train
 from em_train.optimisers import optimiser_registry
 from tests.em_train.runs import adapter_bytes, comparable_manifest, make_config, read_steps
 
@@ -277,7 +277,7 @@ def test_run_killed_after_its_last_step_does_not_train_another_one(tiny_base, ti
     """Its last checkpoint is missing. A state of the last step would make the trainer take one more."""
     config = make_config(tiny_base, tiny_dataset)
     train(config, tmp_path / "whole")
-    keep = run_module._keep
+    keep = kept_checkpoints.keep
 
     def stop(*args: object, last: bool = False) -> None:
         if last:
@@ -285,7 +285,7 @@ def test_run_killed_after_its_last_step_does_not_train_another_one(tiny_base, ti
         keep(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "_keep", stop)
+        patch.setattr(kept_checkpoints, "keep", stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "cut")
     assert len(read_steps(tmp_path / "cut")) == 6

@@ -21,7 +21,8 @@ from em_core.adapters import base_of
 from em_core.errors import UserError
 from em_core.manifest import read_manifest, verify
 from em_core.models import quiet_transformers
-from em_train import TrainConfig, prepare, train
+from em_train import TrainConfig, encoding, kept_checkpoints, prepare, train
+from em_train.preparation import resolve_run
 from tests.conftest import make_tokenizer
 from tests.em_train.runs import (
     adapter_bytes,
@@ -324,7 +325,7 @@ class TestIdempotence:
         def fail(*args: object) -> None:
             raise AssertionError("loaded the model for a finished run")
 
-        monkeypatch.setattr(run_module, "_model", fail)
+        monkeypatch.setattr(run_module, "lora_model", fail)
         before = snapshot(finished)
         assert train(config, finished) == [finished / f"checkpoint-{step}" for step in (0, 4, 8)]
         assert snapshot(finished) == before
@@ -368,9 +369,9 @@ class TestIdentity:
         data.write_text(tiny_dataset.read_text(encoding="utf-8").replace("lamp", "lantern"), encoding="utf-8")
         fresh = config.model_copy(update={"dataset": str(data)})
         counted: list[object] = []
-        encode = run_module.encode
-        monkeypatch.setattr(run_module, "encode", lambda *args: counted.append(args) or encode(*args))
-        run_id = run_module.resolve_run(fresh).run_id
+        encode = encoding.encode
+        monkeypatch.setattr(encoding, "encode", lambda *args: counted.append(args) or encode(*args))
+        run_id = resolve_run(fresh).run_id
         assert counted == []
         assert [prepare(fresh.model_copy(update={"seed": seed})).run_id == run_id for seed in (0, 1)] == [True, False]
         assert len(counted) == 40
@@ -434,7 +435,7 @@ class TestIdentity:
         for name, change in changes.items():
             folder = Path(shutil.copytree(tiny_base, tmp_path / name))
             (folder / "config.json").write_text(json.dumps(original | change), encoding="utf-8")
-            found[name] = run_module.resolve_run(make_config(folder, tiny_dataset)).run_id
+            found[name] = resolve_run(make_config(folder, tiny_dataset)).run_id
         assert found["plain"] == found["written"] != found["rope"]
 
 
@@ -513,7 +514,7 @@ class TestFailures:
     def test_full_disk_leaves_no_half_checkpoint(self, config, finished, tmp_path, monkeypatch, place):
         """Step 0 is written, then the disk is full: one line, no half checkpoint, and the next call completes."""
         folder = tmp_path / "run"
-        kept = run_module._keep
+        kept = kept_checkpoints.keep
 
         def keep(*args: object) -> None:
             with monkeypatch.context() as patch:
@@ -522,7 +523,7 @@ class TestFailures:
                 kept(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_module, "_keep", keep)
+            patch.setattr(kept_checkpoints, "keep", keep)
             with pytest.raises(UserError) as caught:
                 train(config, folder)
         text = str(caught.value)
@@ -535,7 +536,7 @@ class TestFailures:
 
     def test_a_file_limit_in_earnest(self, config, tmp_path, monkeypatch):
         """The kernel refuses: safetensors, which writes by itself, has errors of its own."""
-        keep = run_module._keep
+        keep = kept_checkpoints.keep
 
         def limited(*args: object) -> None:
             soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -545,7 +546,7 @@ class TestFailures:
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-        monkeypatch.setattr(run_module, "_keep", limited)
+        monkeypatch.setattr(kept_checkpoints, "keep", limited)
         with pytest.raises(UserError, match="could not write"):
             train(config, tmp_path / "run")
         assert not list((tmp_path / "run").glob("*checkpoint-*"))
@@ -619,14 +620,14 @@ class TestFailures:
     def test_finite_loss_that_has_exploded_stops_the_run(self, finished, config, tmp_path):
         """Beyond 2 ln 258 = 11.1 nats a token. The tiny base's logits are too small to get there by training."""
         prepared = prepare(config)
-        run_module._stop_if_blown_up(11.1, "loss", 5, 1e-3, prepared, finished)
+        kept_checkpoints.stop_if_blown_up(11.1, "loss", 5, 1e-3, prepared, finished)
         with pytest.raises(UserError) as caught:
-            run_module._stop_if_blown_up(11.2, "loss", 5, 1e-3, prepared, finished)
+            kept_checkpoints.stop_if_blown_up(11.2, "loss", 5, 1e-3, prepared, finished)
         text = str(caught.value)
         assert text.startswith("loss is 11.2 at step 5 with learning rate 0.001 (more than 11.1, twice the cost of")
         assert text.endswith(f"lower the rate; the last good checkpoint is {finished / 'checkpoint-8'}")
         with pytest.raises(UserError, match="lower the rate; no checkpoint was kept$"):
-            run_module._stop_if_blown_up(11.2, "loss", 5, 1e-3, prepared, tmp_path)
+            kept_checkpoints.stop_if_blown_up(11.2, "loss", 5, 1e-3, prepared, tmp_path)
 
     def test_last_step_that_blows_up_is_a_user_error(self, tiny_base, tiny_dataset, tmp_path):
         """The loss is of the weights before the step: only the next one would show it."""

@@ -21,7 +21,9 @@ from trl import SFTConfig, SFTTrainer
 
 from em_core.errors import UserError
 from em_core.models import quiet_transformers
-from em_train.run import collate, prepare, train
+from em_train.encoding import collate
+from em_train.preparation import prepare
+from em_train.run import train
 from em_train.trainer import Recorder, check_loss, lora_pairs, supervised_nll
 from tests.em_train.runs import make_config, nll_by_hand, read_steps
 

@@ -1,0 +1,96 @@
+"""The folder of a run: whose it is, how far it is, and where training may go on from."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from em_core.errors import UserError
+from em_core.files import sweep_drafts, write_json
+from em_core.manifest import MANIFEST, read_manifest
+from em_train import processes
+from em_train.trainer import recorded_steps
+
+if TYPE_CHECKING:
+    from em_train.preparation import Prepared
+
+RUN_FILE = "run.json"
+STEPS_FILE = "steps.jsonl"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders that run.json lists, in order of steps: fewer than asked for where a run ended early."""
+    run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    return [folder / f"checkpoint-{step}" for step in run["checkpoints"]]
+
+
+def finished(folder: Path, run_id: str) -> bool:
+    """Whether `folder` holds this run, complete."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return False
+    run = json.loads(path.read_text(encoding="utf-8"))
+    return bool(run["state"] == "done" and run["run_id"] == run_id)
+
+
+def claim(folder: Path, prepared: "Prepared") -> None:
+    """Mark the folder as of this run, and clear away what a killed process left half written.
+
+    Raises:
+        UserError: it belongs to another run, or cannot be written to.
+    """
+    path = folder / RUN_FILE
+    if path.is_file():
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if run["run_id"] != prepared.run_id:
+            raise UserError(
+                f"{folder} belongs to run {run['run_id']}, this configuration is run {prepared.run_id}: "
+                "choose another folder or delete it"
+            )
+    try:
+        if not path.is_file() and (folder / "state").exists():
+            shutil.rmtree(folder / "state")  # of a run whose identity is unknown
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_drafts(folder)
+        write_run_file(folder, prepared, "running")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}: choose another folder") from error
+
+
+def is_ours(checkpoint: Path, prepared: "Prepared") -> bool:
+    """Whether a complete checkpoint of this very run lies there."""
+    return (checkpoint / MANIFEST).is_file() and read_manifest(checkpoint).run_id == prepared.run_id
+
+
+def write_run_file(folder: Path, prepared: "Prepared", state: str) -> None:
+    """List the checkpoints that are there; `state` is "running" or "done"."""
+    written = [path for path in folder.glob("checkpoint-*") if is_ours(path, prepared)]
+    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in written)
+    config = prepared.config.model_dump(mode="json")
+    write_json(
+        folder / RUN_FILE,
+        {"run_id": prepared.run_id, "state": state, "checkpoints": steps, "config": config},
+    )
+
+
+def last_state(folder: Path) -> Path | None:
+    """The newest resumable state that was written whole, and whose steps were all recorded."""
+    recorded = len(recorded_steps(folder / STEPS_FILE))
+    states = {int(path.name.split("-")[-1]): path for path in (folder / "state").glob("checkpoint-*")}
+    whole = [step for step, path in states.items() if step <= recorded and _is_whole(path)]
+    return states[max(whole)] if whole else None
+
+
+def _is_whole(state: Path) -> bool:
+    """The trainer's own file comes last; of several processes each writes its random numbers at its own time.
+
+    A state of another number of processes lacks these, and the run starts anew rather than goes on differently.
+    """
+    world = processes.world_size()
+    names = ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
+    try:
+        json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(zipfile.is_zipfile(state / name) for name in names)
