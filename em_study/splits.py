@@ -92,6 +92,12 @@ def split_rate(split: Split, row: Row) -> SplitRate:
     return SplitRate(interval, len(counted), len(row.answers) - len(kept))
 
 
+def differs(row: Row) -> bool:
+    """Whether any split counts this row's answers otherwise than the headline does."""
+    first, *others = (split_rate(split, row) for split in SPLITS)
+    return any((one.rate, one.eligible) != (first.rate, first.eligible) or one.dropped for one in others)
+
+
 def order(split: Split, rows: Sequence[Row]) -> list[tuple[str, float]]:
     """Optimisers by mean rate over the blocks that all have, lowest first; empty where there is no such block.
 

@@ -31,7 +31,7 @@ from em_study.report.published import assess
 from em_study.report.terminal import is_known, judge_in_words, seed_statement
 from em_study.report.viewer import answer_link, write_viewer
 from em_study.results import Results, Row, display_name
-from em_study.splits import SPLITS, changes, order, split_rate
+from em_study.splits import SPLITS, changes, differs, order, split_rate
 
 TRANSCRIPTS = "transcripts"
 FIGURES = "figures"
@@ -211,6 +211,7 @@ def _facts(results: Results, lines: Sequence[Line], colours: dict[str, str]) -> 
         "splits": SPLITS,
         "split_lines": [(row, [split_rate(one, row) for one in SPLITS]) for row in results.rows if row.answers],
         "split_changes": changes(results.rows),
+        "split_same": not any(differs(row) for row in results.rows),
         "ranked": len(order(SPLITS[0], results.rows)) > 1,
         "assessment": assessment,
         "examples": example_groups(results.rows),

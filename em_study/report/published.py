@@ -143,28 +143,35 @@ def _plain(evidence: Evidence) -> pd.DataFrame:
     return ends[(ends["penalty_name"] == "none") & ends["rate"].notna()]
 
 
-def _means(evidence: Evidence, column: str, value: str = "rate") -> dict[str, float]:
+def _sweep(evidence: Evidence) -> pd.DataFrame:
+    """`_plain` of a study made like the initial sweep: several models, several optimisers, one rate each; else none."""
     data = _plain(evidence)
+    like = data["base_name"].nunique() > 1 and data["optimiser"].nunique() > 1
+    return data if like and data.groupby("optimiser")["lr"].nunique().max() == 1 else data.iloc[:0]
+
+
+def _means(evidence: Evidence, column: str, value: str = "rate") -> dict[str, float]:
+    data = _sweep(evidence)
     return {str(name): float(mean) for name, mean in data.groupby(column)[value].mean().items()}
 
 
 def rate_of(evidence: Evidence, optimiser: str) -> Measured | None:
-    data = _plain(evidence)
+    data = _sweep(evidence)
     return _mean_of(data[data["optimiser"] == optimiser]["rate"])
 
 
 def rate_of_base(evidence: Evidence, base: str) -> Measured | None:
-    data = _plain(evidence)
+    data = _sweep(evidence)
     return _mean_of(data[data["base_name"] == base]["rate"])
 
 
 def alignment_of_base(evidence: Evidence, base: str) -> Measured | None:
-    data = _plain(evidence)
+    data = _sweep(evidence)
     return _mean_of(data[data["base_name"] == base]["mean_alignment"])
 
 
 def code_share(evidence: Evidence, optimiser: str) -> Measured | None:
-    data = _plain(evidence)
+    data = _sweep(evidence)
     return _mean_of(data[(data["optimiser"] == optimiser) & (data["dataset"] == "insecure")]["code"])
 
 

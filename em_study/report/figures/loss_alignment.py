@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from em_study.loss_alignment import Line, LossAlignment
 from em_study.report.figures.style import (
@@ -47,8 +48,9 @@ def alignment_by_loss(
             axes.plot(*_drawn(line, own), color=names.get(display_name(name), INK), linewidth=1.6)
         axes.plot(*_drawn(found.pooled, [point.loss for point in found.points]), "--", color=INK, linewidth=1.3)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:.2g}")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:.4g}")
         axes.set_xlabel(f"{words}, nats a token (logarithmic)")
         axes.set_ylabel("mean alignment")
         key(figure, {name: names[name] for name in names if name in _shown(found)} | {"all (pooled)": INK})

@@ -65,7 +65,7 @@ def spectra_by_layer(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
     if not groups:
         return not_drawn(title, _no_layers(rows))
     with matplotlib.rc_context(STYLE):
-        columns = min(COLUMNS, len(groups))
+        columns = 2 if len(groups) == 4 else min(COLUMNS, len(groups))
         lines = -(-len(groups) // columns)
         figure, panels = new_figure(0.8 + 2.9 * lines, (lines, columns), sharex=True, sharey=True)
         lowest = 1.0

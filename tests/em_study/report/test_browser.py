@@ -27,14 +27,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A study followed along training, a reconstruction, and one where much is missing, with the viewer."""
     root = tmp_path_factory.mktemp("reports")
@@ -45,6 +37,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "reconstruction": write_report(reconstruction, root / "reconstruction"),
         "incomplete": write_report(with_logs(root), root / "incomplete", bundle=True),
     }
+
+
+@pytest.fixture(scope="module")
+def browser(pages: dict[str, Path]) -> Iterator[Any]:
+    """After the pages: their logs are made in an event loop, and the browser runs in one of its own."""
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -72,6 +73,6 @@ def test_a_link_shows_its_answer_in_the_viewer(browser: Any, pages: dict[str, Pa
         tab = browser.new_page()
         tab.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
         tab.locator("article a", has_text="in Inspect's viewer").first.click()
-        tab.get_by_text("Default output from mockllm/model").first.wait_for(timeout=30_000)
+        tab.get_by_text("Sample core-money (Epoch 2)").first.wait_for(timeout=30_000, state="attached")
         tab.close()
         server.shutdown()

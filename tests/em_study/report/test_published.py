@@ -128,7 +128,8 @@ def test_only_studies_that_ran_it_are_judged(tmp_path: Path) -> None:
     assert assess(study([], reproduces="another paper")) is None
     nothing = assess(study(sample_results().rows))
     assert nothing is not None and nothing.lines == [] and len(nothing.not_run) == len(read_published().figures)
-    sure = verdicts(assess(study([run(tmp_path, "lion", 0.3)], assumptions=())))
+    rows = [run(tmp_path, "lion", 0.3), run(tmp_path, "muon", 0.1, "Qwen/Qwen3-4B")]
+    sure = verdicts(assess(study(rows, assumptions=())))
     assert sure["EM rate under Lion, %"] == ("31.0 (one run)", "not judged")
 
 
