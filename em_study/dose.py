@@ -41,7 +41,7 @@ class DoseTable:
         blocks: what the cells were averaged over, with every run at its level.
         straight: whether no run has a checkpoint between its first and its last, so that a straight line between
             the two is all that an interpolation has.
-        missing: what could not be compared, by name.
+        too_few: quantities that no block could be matched on, a line each; `lost`: checkpoints without a figure.
     """
 
     outcome: str
@@ -53,7 +53,8 @@ class DoseTable:
     cells: dict[tuple[tuple[str, str], str], OverBlocks]
     blocks: list[Matched]
     straight: bool
-    missing: list[str]
+    too_few: list[str]
+    lost: list[str]
 
 
 def dose_table(results: Results, outcome: str) -> DoseTable:
@@ -73,7 +74,8 @@ def dose_table(results: Results, outcome: str) -> DoseTable:
         cells=cells,
         blocks=matched,
         straight=bool(matched) and all(len(run.points) <= 2 for run in followed),
-        missing=missing,
+        too_few=[line for line in missing if line.startswith("matched ")],
+        lost=[line for line in missing if not line.startswith("matched ")],
     )
 
 

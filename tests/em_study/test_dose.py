@@ -31,7 +31,7 @@ def test_a_run_that_is_not_done_has_no_end(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_empty_and_named() -> None:
     table = dose_table(sample_results(), "rate")
     assert table.cells == {} and not table.straight
-    assert any(line.startswith("matched norm_ba: no block") for line in table.missing)
+    assert any(line.startswith("matched norm_ba: no block") for line in table.too_few)
 
 
 def test_blocks_count_alike() -> None:

@@ -37,6 +37,7 @@ STYLE: dict[Any, Any] = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
+    "axes.facecolor": PAGE,
     "axes.titlesize": 11.0,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -163,21 +164,20 @@ def base_band(axes: Axes, label: str, rate: Interval, along: str = "y", scale: f
 
 def finish(figure: Figure, title: str, caption: str) -> Drawing:
     """The figure as an `<svg>` element for the page, and as SVG and PNG files."""
-    alone = _svg(figure, title, transparent=False)
+    alone = _svg(figure, title)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=150, facecolor=PAGE)
     files = {"svg": alone.encode("utf-8"), "png": stream.getvalue()}
-    return Drawing(title, _for_page(_svg(figure, title, transparent=True), title), caption, files)
+    return Drawing(title, _for_page(alone, title), caption, files)
 
 
-def _svg(figure: Figure, title: str, transparent: bool) -> str:
+def _svg(figure: Figure, title: str) -> str:
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": title}):
         figure.savefig(
             stream,
             format="svg",
-            transparent=transparent,
-            facecolor="none" if transparent else PAGE,
+            facecolor=PAGE,
             metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
         )
     return stream.getvalue()

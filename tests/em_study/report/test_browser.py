@@ -48,8 +48,7 @@ def browser(pages: dict[str, Path]) -> Iterator[Any]:
         opened.close()
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_pages_are_accessible_and_fit_the_screen(browser: Any, pages: dict[str, Path], width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     tab = context.new_page()

@@ -16,7 +16,7 @@ from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES, Judgement
 from em_study.contrasts import WIDER, OptimiserContrast
 from em_study.report import print_table, write_report
-from em_study.report.figures import Drawing, mean_spectrum, palette, spread
+from em_study.report.figures import Drawing, mean_spectrum, palette, probe_shift, rate_by_loss, spectra, spread
 from em_study.report.figures.style import KNOWN
 from em_study.report.html import _of_rows, unique_slugs
 from em_study.report.judge import judge_tables
@@ -257,7 +257,7 @@ def test_rate_figure_falls_back_to_training_loss_and_names_the_base() -> None:
     base, adamw, *_ = sample_results().rows
     bare = adamw.manifest.model_copy(update={"loss": Loss(train=2.1, window=3, held_out=None)})
     rows = [replace(base, label="untouched"), replace(adamw, manifest=bare)]
-    figure = _of_rows(rows, palette(rows))["rate_by_loss"]
+    figure = rate_by_loss(rows, palette(rows))
     assert figure.svg is not None
     assert ">untouched<" in figure.svg
     assert "training loss" in figure.svg
@@ -266,8 +266,7 @@ def test_rate_figure_falls_back_to_training_loss_and_names_the_base() -> None:
 
 def test_crowded_figure_labels_every_point() -> None:
     rows = [trained_row(f"run $_{i} <{i}>", "bad", 0.1, 2.4, [1.0, 0.5]) for i in range(12)]
-    drawn = _of_rows(rows, palette(rows))
-    for drawing in (drawn["rate_by_loss"], drawn["spectra"], drawn["probe_shift"]):
+    for drawing in (draw(rows, palette(rows)) for draw in (rate_by_loss, spectra, probe_shift)):
         assert all(f"run $_{i} &lt;{i}&gt;" in (drawing.svg or "") for i in range(12))
 
 
