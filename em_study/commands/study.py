@@ -16,7 +16,7 @@ def add(app: typer.Typer) -> None:
         epilog="Examples: em run studies/demo.yaml | em run studies/demo.yaml --dry-run | "
         "em run big.yaml --executor slurm -o slurm_partition=gpu -o gpus_per_node=1 -o timeout_min=600"
     )(run)
-    app.command(epilog="Examples: em report studies/demo.yaml | em report studies/demo.yaml --bundle")(report)
+    app.command(epilog="Example: em report studies/demo.yaml --bundle")(report)
 
 
 def run(

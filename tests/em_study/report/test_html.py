@@ -407,6 +407,7 @@ def test_page_says_where_there_are_too_few_rows(page: Page, tmp_path: Path) -> N
     two = followed_results(tmp_path / "runs", steps=(0, 30))
     text = write_report(two, tmp_path / "report").read_text(encoding="utf-8")
     assert "Two points a run." in text
+    assert "Too few rows: matched train loss: no block whose runs have two evaluated checkpoints each." in text
 
 
 def test_trajectories_and_layers_are_drawn(followed: Path) -> None:
