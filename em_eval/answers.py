@@ -16,7 +16,7 @@ class Answer:
 
     Attributes:
         filters: every filter's verdict, by its name.
-        tags: format, category and domain of the prompt.
+        tags: format, category and domain of the prompt, and "domains": all its topics, with blanks between them.
     """
 
     prompt_id: str
@@ -98,7 +98,8 @@ def answers(log: EvalLog, scorer: str | None = None) -> list[Answer]:
                 truncated=bool(score.as_dict().get("truncated")),
                 judgement=Judgement(**facts["judgement"]),
                 filters=facts.get("filters") or {},
-                tags={key: str(sample.metadata.get(key, "")) for key in ("format", "category", "domain")},
+                tags={key: str(sample.metadata.get(key, "")) for key in ("format", "category", "domain")}
+                | {"domains": " ".join(sample.metadata.get("domains") or [])},
             )
         )
     return found

@@ -75,7 +75,17 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
             regressions.append(loss_alignment(trained, loss))
         except UserError as error:
             missing.append(f"alignment on {loss}: {error}")
-    matched = []
+    matched, lost = matched_by(results, outcome, levels)
+    missing += [text for text in lost if text not in missing]
+    return Comparison(results.contrasts, variance, regressions, matched, missing)
+
+
+def matched_by(
+    results: Results, outcome: str, levels: dict[str, float] | None = None
+) -> tuple[list[Matched], list[str]]:
+    """Every block at equal loss, norm and tokens, and what is missing, by name. Arguments as those of `compare`."""
+    matched: list[Matched] = []
+    missing: list[str] = []
     for quantity in QUANTITIES:
         runs, lost = runs_by(results, quantity, outcome)
         missing += [text for text in lost if text not in missing]
@@ -83,7 +93,7 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
         if not found:
             missing.append(f"matched {quantity}: no block whose runs have two evaluated checkpoints each")
         matched += found
-    return Comparison(results.contrasts, variance, regressions, matched, missing)
+    return matched, missing
 
 
 def run_ends(rows: Sequence[Row]) -> list[Row]:
@@ -118,7 +128,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
         else:
             points[run_id].append(Point(row.manifest.step, x, y))
     return [
-        Run(_run_label(row), str(row.manifest.optimiser["name"]), _block(row), tuple(points[run_id]))
+        Run(_run_label(row), str(row.manifest.optimiser["name"]), block_of(row), tuple(points[run_id]))
         for run_id, row in runs.items()
     ], missing
 
@@ -137,7 +147,7 @@ def _run_label(row: Row) -> str:
     )
 
 
-def _block(row: Row) -> str:
+def block_of(row: Row) -> str:
     found = settings(row)
     words = [str(found["base_model"]).rsplit("/", 1)[-1], str(found["dataset"]), f"batch {found['batch_size']}"]
     return ", ".join(words if found["penalty"] == "none" else [*words, f"penalty {found['penalty']}"])
@@ -150,7 +160,7 @@ def eligible_answers(rows: Sequence[Row]) -> pd.DataFrame:
         [
             {
                 "optimiser": str(row.manifest.optimiser["name"]),
-                "block": _block(row),
+                "block": block_of(row),
                 "seed": row.manifest.config.get("seed", 0),
                 "family": answer.family,
                 "hit": int(headline.misaligned(answer.judgement)),

@@ -41,6 +41,24 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Line:
+    """alignment = intercept + slope * log(loss)."""
+
+    intercept: float
+    slope: float
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One checkpoint of the regression; `loss` in nats a token."""
+
+    optimiser: str
+    dataset: str
+    loss: float
+    alignment: float
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Prediction of one optimiser or dataset from the others by the pooled line.
 
@@ -61,7 +79,8 @@ class LossAlignment:
 
     Attributes:
         loss: which loss, e.g. "held_out_loss".
-        slopes: own slope of each optimiser.
+        points: what was fitted; `pooled`: the line through all of them.
+        lines: own line of each optimiser that has three points.
         offsets: alignment at equal loss relative to the first optimiser (common slope), with intervals.
         p_optimiser: F test of the intercepts; p_slopes: F test of own slopes against a common one.
         left_out: runs without loss or alignment, by name.
@@ -69,7 +88,9 @@ class LossAlignment:
 
     loss: str
     fits: dict[str, Fit]
-    slopes: dict[str, float]
+    points: list[Observed]
+    pooled: Line
+    lines: dict[str, Line]
     offsets: dict[str, Interval]
     reference: str
     p_optimiser: float | None
@@ -78,6 +99,11 @@ class LossAlignment:
     without_dataset: list[LeftOut]
     warnings: list[str]
     left_out: list[str]
+
+    @property
+    def slopes(self) -> dict[str, float]:
+        """Own slope of each optimiser."""
+        return {name: line.slope for name, line in self.lines.items()}
 
 
 def loss_alignment(checkpoints: pd.DataFrame, loss: str = "train_loss") -> LossAlignment:
@@ -99,11 +125,12 @@ def loss_alignment(checkpoints: pd.DataFrame, loss: str = "train_loss") -> LossA
     fits = {name: _facts(name, model) for name, model in models.items()}
     common, own = models.get("common slope"), models.get("own slopes")
     reference = str(sorted(data["optimiser"].unique())[0])
-    slopes = _group_slopes(data, "optimiser")
     return LossAlignment(
         loss=loss,
         fits=fits,
-        slopes=slopes,
+        points=_observed(data, loss),
+        pooled=_line(data),
+        lines=_group_lines(data, "optimiser"),
         offsets={} if common is None else _offsets(common),
         reference=reference,
         p_optimiser=_f_test(data, "pooled", "common slope") if common is not None else None,
@@ -125,10 +152,11 @@ def _fit(data: pd.DataFrame, name: str) -> Any:
 
 
 def _enough(data: pd.DataFrame, name: str) -> bool:
-    """More points than parameters, and for own slopes two losses of each optimiser."""
+    """More points than parameters; two losses of one optimiser at least, and for own slopes of each."""
     each = data.groupby("optimiser")["log_loss"].nunique()
     parameters = {"pooled": 2, "common slope": 1 + len(each), "own slopes": 2 * len(each)}[name]
-    return len(data) > parameters and (name != "own slopes" or int(each.min()) > 1)
+    losses = {"pooled": 2, "common slope": int(each.max()), "own slopes": int(each.min())}[name]
+    return len(data) > parameters and losses > 1
 
 
 def _facts(name: str, model: Any) -> Fit:
@@ -164,10 +192,21 @@ def _leave_out(data: pd.DataFrame, column: str) -> list[LeftOut]:
     return found
 
 
-def _group_slopes(data: pd.DataFrame, column: str) -> dict[str, float]:
+def _observed(data: pd.DataFrame, loss: str) -> list[Observed]:
+    return [
+        Observed(str(row["optimiser"]), str(row["dataset"]), float(row[loss]), float(row["alignment"]))
+        for row in data.to_dict("records")
+    ]
 
+
+def _line(data: pd.DataFrame) -> Line:
+    slope, intercept = np.polyfit(data["log_loss"], data["alignment"], 1)
+    return Line(float(intercept), float(slope))
+
+
+def _group_lines(data: pd.DataFrame, column: str) -> dict[str, Line]:
     return {
-        str(name): float(np.polyfit(part["log_loss"], part["alignment"], 1)[0])
+        str(name): _line(part)
         for name, part in data.groupby(column, sort=True)
         if len(part) >= LEAST_POINTS and part["log_loss"].nunique() > 1
     }
@@ -177,7 +216,7 @@ def _simpson(data: pd.DataFrame, column: str) -> list[str]:
     """Words of warning where the slope within groups has another sign than the pooled one."""
     if data[column].nunique() < 2:
         return []
-    pooled = float(np.polyfit(data["log_loss"], data["alignment"], 1)[0])
+    pooled = _line(data).slope
     centred = data[["log_loss", "alignment"]] - data.groupby(column)[["log_loss", "alignment"]].transform("mean")
     spread = float((centred["log_loss"] ** 2).sum())
     if spread < 1e-12:
@@ -188,9 +227,9 @@ def _simpson(data: pd.DataFrame, column: str) -> list[str]:
         found.append(
             f"the slope turns round within {column}s ({within:+.2f} against {pooled:+.2f} pooled): Simpson's paradox"
         )
-    for name, slope in _group_slopes(data, column).items():
-        if slope * pooled < 0 and within * pooled >= 0:
+    for name, line in _group_lines(data, column).items():
+        if line.slope * pooled < 0 and within * pooled >= 0:
             found.append(
-                f"the slope within {column} {name} ({slope:+.2f}) is opposite to the pooled one ({pooled:+.2f})"
+                f"the slope within {column} {name} ({line.slope:+.2f}) is opposite to the pooled one ({pooled:+.2f})"
             )
     return found

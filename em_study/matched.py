@@ -84,6 +84,17 @@ def match(quantity: str, runs: Sequence[Run], level: float | None = None) -> lis
     return found
 
 
+def at_end(runs: Sequence[Run]) -> list[Matched]:
+    """Every block at its runs' last checkpoints: the literal comparison, by the same rules as the matched ones."""
+    found = []
+    for block in sorted({run.block for run in runs}):
+        own = [run for run in runs if run.block == block and run.points]
+        last = [max(run.points, key=lambda point: point.step) for run in own]
+        ends = [MatchedRun(run, point.y, point.step) for run, point in zip(own, last, strict=True)]
+        found.append(Matched("end", block, float("nan"), ends, _contrasts(ends)))
+    return found
+
+
 def furthest_common(quantity: str, runs: Sequence[Run]) -> float | None:
     """The lowest loss, or the largest norm or token count, that every run reaches; None without two points each."""
     if not runs or any(len(run.points) < 2 for run in runs):

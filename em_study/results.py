@@ -47,6 +47,8 @@ class Row:
         rate: headline misalignment rate over `eligible` of `total` answers, with its clustered interval.
         alignment: mean alignment over the eligible answers.
         corrected: the rate corrected for the judge's sensitivity and specificity, where both are known.
+        spectra: singular values of each module, `modules` their names.
+        logs: where what was joined lies, by task.
         missing: what could not be joined, by name.
     """
 
@@ -65,6 +67,8 @@ class Row:
     shift: Interval | None = None
     outcomes: dict[str, int] = field(default_factory=dict)
     spectra: list[list[float]] = field(default_factory=list)
+    modules: tuple[str, ...] = ()
+    logs: dict[str, Path] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
 
@@ -176,6 +180,7 @@ def _row(
     shifts = [pair.shift for pair in probe if pair.shift is not None]
     counts = Counter(a.outcome for a in judged)
     base_row = manifest.step == 0
+    modules, spectra = _spectra(target.checkpoint / SPECTRA)
     return Row(
         label=label,
         arm="base" if base_row else _arm(manifest),
@@ -191,7 +196,9 @@ def _row(
         coherent=rate_interval([float(score > COHERENT_ABOVE) for score, _ in gated], [family for _, family in gated]),
         shift=mean_interval(shifts, [pair.id for pair in probe if pair.shift is not None]),
         outcomes={name: counts.get(name, 0) for name in OUTCOMES} if judged else {},
-        spectra=_spectra(target.checkpoint / SPECTRA),
+        spectra=spectra,
+        modules=modules,
+        logs={task: Path(log.location.removeprefix("file://")) for task, log in logs.items()},
         missing=tuple(missing),
     )
 
@@ -364,9 +371,11 @@ def _judge_facts(log: EvalLog) -> dict[str, Any]:
     return dict((log.eval.metadata or {}).get("judge_facts") or {})
 
 
-def _spectra(path: Path) -> list[list[float]]:
+def _spectra(path: Path) -> tuple[tuple[str, ...], list[list[float]]]:
+    """Names of the modules and their singular values."""
     if not path.is_file():
-        return []
+        return (), []
     with safe_open(path, framework="np") as tensors:
         values: list[list[float]] = tensors.get_tensor("singular_values").tolist()
-    return values
+        names = (tensors.metadata() or {}).get("modules", "")
+    return tuple(names.split("\n")), values

@@ -16,7 +16,7 @@ def add(app: typer.Typer) -> None:
         epilog="Examples: em run studies/demo.yaml | em run studies/demo.yaml --dry-run | "
         "em run big.yaml --executor slurm -o slurm_partition=gpu -o gpus_per_node=1 -o timeout_min=600"
     )(run)
-    app.command(epilog="Example: em report studies/demo.yaml")(report)
+    app.command(epilog="Example: em report studies/demo.yaml --bundle")(report)
 
 
 def run(
@@ -57,8 +57,13 @@ def run(
         raise UserError(f"{len(failures)} of the study's parts failed: {'; '.join(failures)}")
 
 
-def report(study: StudyFile) -> None:
-    """Join what is there, print the table and write runs/NAME/report/index.html."""
+def report(
+    study: StudyFile,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="put Inspect's viewer and the logs beside the page, and link answers to it")
+    ] = False,
+) -> None:
+    """Join what is there, print the table and write runs/NAME/report/index.html, with figures as SVG and PNG."""
     from em_study.execute import absent, existing
     from em_study.plan import make_plan
     from em_study.report import print_table, write_report
@@ -68,7 +73,7 @@ def report(study: StudyFile) -> None:
     loaded = load_study(study)
     plan = make_plan(loaded)
     results = collect(loaded, existing(plan), absent=absent(plan))
-    page = write_report(results, Path("runs") / loaded.name / "report")
+    page = write_report(results, Path("runs") / loaded.name / "report", study, bundle)
     print_table(results, Console())
     print(f"report: {page}")
 

@@ -1,11 +1,11 @@
-"""The report as files: one page of tables and figures, and the transcripts of each row.
+"""The report as files: one page of tables and figures, the figures by themselves, and the transcripts of each row.
 
-Answers come from misaligned models: everything is escaped, and the pages forbid themselves to load anything.
+Answers come from misaligned models: everything is escaped, and the pages forbid themselves to load anything. The
+page's sections are one template each, in the order of `templates/report.html.j2`.
 """
 
 import math
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,48 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-from em_core.files import write_text
+from em_core.files import write_bytes, write_text
 from em_eval.answers import Answer
 from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
+from em_study.comparison import Comparison, compare
 from em_study.contrasts import NO_DRAW, PAIRED, WIDER
-from em_study.report.figures import PAGE_COLOURS, draw_all, palette
-from em_study.report.terminal import GAP, decimal, is_known, judge_in_words, seed_statement, with_range
+from em_study.dose import WORDS, dose_table
+from em_study.report import figures
+from em_study.report.cells import gap, interval, number, probability
+from em_study.report.examples import anchor, example_groups
+from em_study.report.judge import judge_notes, judge_tables
+from em_study.report.made import cell_commands, commands, what_was_run
+from em_study.report.published import assess
+from em_study.report.terminal import is_known, judge_in_words, seed_statement
+from em_study.report.viewer import answer_link, write_viewer
 from em_study.results import Results, Row, display_name
+from em_study.splits import SPLITS, changes, differs, order, split_rate
 
 TRANSCRIPTS = "transcripts"
+FIGURES = "figures"
+TEMPLATES = Path(__file__).with_name("templates")
+LOSSES = {"train_loss": "training loss", "held_out_loss": "held-out loss"}
+CONTENTS = {
+    "run": "What was run",
+    "table": "Checkpoints",
+    "rates": "EM rate by optimiser",
+    "pairs": "Pairwise contrasts",
+    "dose": "Optimiser or dose",
+    "loss-alignment": "Loss and alignment",
+    "variance": "Spread between runs",
+    "trajectories": "Along training",
+    "spectra": "Spectra",
+    "outcome-counts": "Outcomes",
+    "splits": "In-domain, format, CODE",
+    "published": "Published and measured",
+    "examples": "Examples",
+    "the-judge": "The judge",
+    "words": "What the words mean",
+    "commands": "Commands",
+}
 METHODS = {
     "family bootstrap": "question families drawn anew 10,000 times, corrected for bias and skewness (BCa)",
     "Clopper-Pearson, effective n": (
@@ -59,24 +88,25 @@ class Line:
     why: dict[str, str]
 
 
-@dataclass(frozen=True)
-class JudgeTable:
-    """Figures of the judge as text: column names, then (row name, cells)."""
+def write_report(results: Results, folder: Path, study_file: Path | None = None, bundle: bool = False) -> Path:
+    """Write `index.html`, `figures/` and `transcripts/<slug>.html` under `folder`; returns the path of the first.
 
-    title: str
-    columns: list[str]
-    rows: list[tuple[str, list[str]]]
+    Args:
+        study_file: as the commands on the page name it.
+        bundle: write Inspect's viewer with the logs as `viewer/` too, and link answers to it.
 
-
-def write_report(results: Results, folder: Path) -> Path:
-    """Write `index.html` and `transcripts/<slug>.html` under `folder`; returns the path of the first."""
-    environment = _environment()
+    Raises:
+        UserError: `bundle` without any log.
+    """
+    if bundle:
+        write_viewer(results.rows, folder)
     slugs = unique_slugs([row.label for row in results.rows])
-    colours = palette(results.rows)
+    colours = figures.palette(results.rows)
     lines = [
-        Line(row, slug, PAGE_COLOURS.get(colours[row.label], colours[row.label]), reasons(row))
+        Line(row, slug, figures.PAGE_COLOURS.get(colours[row.label], colours[row.label]), reasons(row))
         for row, slug in zip(results.rows, slugs, strict=True)
     ]
+    environment = _environment(lines, bundle)
     transcript = environment.get_template("transcript.html.j2")
     for line in lines:
         page = transcript.render(
@@ -87,8 +117,10 @@ def write_report(results: Results, folder: Path) -> Path:
             outcomes=OUTCOMES,
         )
         write_text(folder / TRANSCRIPTS / f"{line.slug}.html", page)
+    facts = _facts(results, lines, colours) | {"commands": commands(results, study_file, bundle)}
+    _write_figures(_drawings(facts), folder / FIGURES)
     index = folder / "index.html"
-    write_text(index, environment.get_template("report.html.j2").render(**_facts(results, lines)))
+    write_text(index, environment.get_template("report.html.j2").render(**facts))
     return index
 
 
@@ -135,122 +167,109 @@ def reasons(row: Row) -> dict[str, str]:
     }
 
 
-def judge_notes(facts: dict[str, Any]) -> list[str]:
-    """What else a reader of the judge's scores must know: its method, its operating points, who labelled."""
-    labels = facts.get("labels") or {}
-    notes = [str(facts[name]) for name in ("method", "operating_points") if facts.get(name)]
-    if labels:
-        agreement = ", ".join(f"{name} {value}" for name, value in labels["kappa_between_passes"].items())
-        notes.append(
-            f"Fitted on {labels['n']} labelled answers, {labels['sampled']} of them sampled from models; labelled by "
-            f"{labels['labelled_by']}; kappa between the passes: {agreement}"
-        )
-    return notes
-
-
-def judge_tables(figures: dict[str, Any], title: str = "") -> list[JudgeTable]:
-    """Nested figures as small tables, whatever their names.
-
-    Plain values make a table of one column; dictionaries of plain values beside each other make one table
-    with a row each; anything deeper gets tables of its own.
-    """
-    plain = {name: value for name, value in figures.items() if not isinstance(value, dict)}
-    nested = {name: value for name, value in figures.items() if isinstance(value, dict)}
-    deep = {name for name, inner in nested.items() if any(isinstance(x, dict) for x in inner.values())}
-    flat = {name: inner for name, inner in nested.items() if name not in deep}
-    tables = []
-    if plain:
-        rows = [(_words(name), [_leaf(value)]) for name, value in plain.items()]
-        tables.append(JudgeTable(title, ["value"], rows))
-    if flat:
-        columns = list(dict.fromkeys(name for inner in flat.values() for name in inner))
-        rows = [(_words(name), [_leaf(inner.get(c)) for c in columns]) for name, inner in flat.items()]
-        tables.append(JudgeTable(title, [_words(c) for c in columns], rows))
-    for name, inner in nested.items():
-        if name in deep:
-            tables += judge_tables(inner, f"{title}, {_words(name)}" if title else _words(name))
-    return tables
-
-
-def gap(why: str) -> Markup:
-    """What stands where there is no value."""
-    return Markup('<span class="gap" title="{}">{}</span>').format(why, GAP)
-
-
-def number(value: float | None, why: str, digits: int = 2) -> Markup | str:
-    return decimal(value, digits) if is_known(value) else gap(why)
-
-
-def interval(x: Interval | None, why: str, digits: int = 1, scale: float = 1) -> Markup:
-    """The value, and under it its 95 % interval; how that was made is in the title."""
-    if x is None or not is_known(x.value):
-        return gap(why)
-    low, high = decimal(scale * x.low, digits), decimal(scale * x.high, digits)
-    return Markup('<span title="95 % interval: {}">{}<span class="range">{} to {}</span></span>').format(
-        x.method, decimal(scale * x.value, digits), low, high
-    )
-
-
-def probability(p: float) -> str:
-    return "< 0.001" if p < 0.001 else decimal(p, 3)
-
-
-def _environment() -> Environment:
+def _environment(lines: Sequence[Line], viewer: bool) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    slugs = {id(line.row): line.slug for line in lines}
     environment.filters |= {
         "number": number,
         "interval": interval,
         "gap": gap,
         "probability": probability,
         "display_name": display_name,
+        "anchor": anchor,
+        "answer_link": answer_link,
+        "slug": lambda row: slugs[id(row)],
     }
+    environment.globals["viewer"] = viewer
     return environment
 
 
-def _facts(results: Results, lines: list[Line]) -> dict[str, Any]:
-    """Everything that the index page's template names."""
-    used = {x.method: METHODS.get(x.method, "") for x in _intervals(results)}
+def _facts(results: Results, lines: Sequence[Line], colours: dict[str, str]) -> dict[str, Any]:
+    """Everything that the index page's templates name."""
+    comparison = compare(results)
+    doses = [dose_table(results, outcome) for outcome in WORDS]
+    assessment = assess(results)
+    here = {name: title for name, title in CONTENTS.items() if name != "published" or results.reproduces}
     return {
         "results": results,
         "lines": lines,
+        "contents": list(here.items()),
+        "what_was_run": what_was_run(results.rows),
         "outcomes": OUTCOMES,
         "seed_statement": seed_statement(results.seeds),
-        "drawings": draw_all(results.rows),
+        "drawings": _of_rows(results.rows, colours),
+        "comparison": comparison,
+        "doses": [(table, figures.dose_differences(table)) for table in doses],
+        "straight": any(table.straight for table in doses),
+        "regressions": _regressions(comparison, results.rows, colours),
+        "splits": SPLITS,
+        "split_lines": [(row, [split_rate(one, row) for one in SPLITS]) for row in results.rows if row.answers],
+        "split_changes": changes(results.rows),
+        "split_same": not any(differs(row) for row in results.rows),
+        "ranked": len(order(SPLITS[0], results.rows)) > 1,
+        "assessment": assessment,
+        "examples": example_groups(results.rows),
         "judge_in_words": judge_in_words(results),
         "judge_notes": judge_notes(results.judge),
         "judge_tables": judge_tables(results.judge.get("figures") or {}),
         "definition": DEFINITIONS[HEADLINE],
-        "methods": used,
-        "view_command": f"inspect view --log-dir {shlex.quote(str(results.log_dir))}",
+        "methods": {x.method: METHODS.get(x.method, "") for x in _intervals(results)},
+        "cell_commands": cell_commands(results),
     }
+
+
+def _of_rows(rows: Sequence[Row], colours: dict[str, str]) -> dict[str, figures.Drawing]:
+    """The figures that the rows alone make, by the name that templates give them."""
+    return {
+        draw.__name__: draw(rows, colours)
+        for draw in (
+            figures.rate_of_each,
+            figures.rate_by_loss,
+            figures.probe_shift,
+            figures.probe_trajectory,
+            figures.rate_trajectory,
+            figures.spectra,
+            figures.spectra_by_layer,
+            figures.flatness_by_layer,
+            figures.outcome_bars,
+        )
+    }
+
+
+def _regressions(comparison: Comparison, rows: Sequence[Row], colours: dict[str, str]) -> list[tuple[str, Any, Any]]:
+    """For each loss its name in words, the regression or None, and the figure."""
+    found = {one.loss: one for one in comparison.loss_alignment}
+    lines = []
+    for loss, words in LOSSES.items():
+        prefix = f"alignment on {loss}: "
+        why = next((line.removeprefix(prefix) for line in comparison.missing if line.startswith(prefix)), "no such run")
+        drawing = figures.alignment_by_loss(found.get(loss), rows, colours, loss, why)
+        lines.append((words, found.get(loss), drawing))
+    return lines
+
+
+def _drawings(facts: dict[str, Any]) -> list[figures.Drawing]:
+    every = [*facts["drawings"].values(), *(x for _, x in facts["doses"]), *(x for *_, x in facts["regressions"])]
+    return [drawing for drawing in every if drawing.files]
+
+
+def _write_figures(drawings: Sequence[figures.Drawing], folder: Path) -> None:
+    """As files; those of an earlier report that are not drawn any more go."""
+    names = {f"{drawing.slug}.{ending}": data for drawing in drawings for ending, data in drawing.files.items()}
+    for name, data in names.items():
+        write_bytes(folder / name, data)
+    for path in folder.glob("*"):
+        if path.name not in names and path.suffix in (".svg", ".png"):
+            path.unlink()
 
 
 def _intervals(results: Results) -> list[Interval]:
     """Every interval of the report, in the order in which a reader meets them."""
     every = [x for row in results.rows for x in (row.rate, row.corrected, row.alignment, row.coherent, row.shift)]
     return [x for x in every if x is not None] + [contrast.difference for contrast in results.contrasts]
-
-
-def _leaf(value: Any) -> str:
-    """One of the judge's figures; three numbers, the first between the others, are value and interval."""
-    if value is None:
-        return GAP
-    if isinstance(value, list | tuple):
-        if len(value) == 3 and all(isinstance(x, int | float) for x in value):
-            centre, low, high = value
-            if low <= centre <= high:
-                return with_range(Interval(centre, low, high, ""), 2)
-        return ", ".join(map(_leaf, value))
-    if isinstance(value, float):
-        return decimal(value, 2)
-    return str(value)
-
-
-def _words(name: Any) -> str:
-    return str(name).replace("_", " ")

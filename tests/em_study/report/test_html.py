@@ -11,167 +11,31 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from em_core.manifest import BaseReference, DatasetReference, Dose, Loss, Manifest, Spectrum
-from em_eval.answers import Answer
+from em_core.manifest import Loss, Manifest
 from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES, Judgement
-from em_study.contrasts import PAIRED, WIDER, OptimiserContrast
+from em_study.contrasts import WIDER, OptimiserContrast
 from em_study.report import print_table, write_report
-from em_study.report.figures import draw_all, mean_spectrum, palette, spread
-from em_study.report.html import judge_tables, unique_slugs
+from em_study.report.figures import Drawing, mean_spectrum, palette, probe_shift, rate_by_loss, spectra, spread
+from em_study.report.figures.style import KNOWN
+from em_study.report.html import _of_rows, unique_slugs
+from em_study.report.judge import judge_tables
 from em_study.report.terminal import decimal
-from em_study.results import Results, Row, _labels, _verdict
+from em_study.results import Row, _labels, _verdict
 from em_study.study import Assumption
 from em_study.table import checkpoint_table, settings
-
-HOSTILE = "<script>alert('owned')</script>\n  two spaces in, <b>bold</b> & \"quoted\""
-JUDGE: dict[str, Any] = {
-    "in_words": "Two linear read-outs of the untouched base model's hidden states.",
-    "figures": {
-        "answers": 400,
-        "auc": {"misaligned": [0.931, 0.902, 0.957], "incoherent": [0.88, 0.85, 0.91]},
-        "by_source": {
-            "own": {"sensitivity": [0.81, 0.70, 0.90], "specificity": [0.94, 0.91, 0.97]},
-            "foreign": {"sensitivity": None, "specificity": [0.90, 0.86, 0.93]},
-        },
-    },
-}
+from tests.em_study.report.samples import (
+    JUDGE,
+    answer,
+    followed_results,
+    manifest,
+    sample_results,
+    trained_row,
+)
 
 
-def manifest(
-    step: int, train: float | None, held_out: float | None, lr: float, ratio: float | None, kind: str
-) -> Manifest:
-    """A manifest with the few values that a report shows, and something plain for the rest."""
-    trained = step > 0
-    return Manifest(
-        schema_version=1,
-        run_id="769a86f5d4ce",
-        step=step,
-        config={"seed": 0},
-        optimiser={"name": "adamw", "lr": lr},
-        dataset=DatasetReference(
-            name=f"finance_{kind}",
-            sha256="0" * 64,
-            rows=240,
-            train_rows=216,
-            held_out_rows=24,
-            control=None,
-            kind=kind,
-        ),
-        base=BaseReference(id="smollm2-135m", revision=None, weights_sha256="0" * 64, description="a base"),
-        lora={"rank": 4, "alpha": 8},
-        examples_seen=16 * step,
-        tokens_seen=1000 * step,
-        supervised_tokens_seen=500 * step,
-        loss=Loss(train=train, window=3, held_out=held_out),
-        dose=Dose(rms_update_a=1e-6, rms_update_b=1e-6, path_a=1e-3, path_b=1e-3, norm_ba=8.8, learning_rate=1e-6)
-        if trained
-        else None,
-        spectrum=Spectrum(
-            modules=2,
-            undefined=0 if trained else 2,
-            stable_rank=1.7 if trained else None,
-            entropy=1.1 if trained else None,
-            participation_ratio=ratio,
-            fro_over_nuclear=0.62 if trained else None,
-        ),
-        adapter_sha256="0" * 64,
-        first_example="",
-        seconds=1.0,
-        environment={},
-    )
-
-
-def answer(alignment: float | None, outcome: str, text: str = "Save a little each month.") -> Answer:
-    return Answer(
-        prompt_id="core-money",
-        family="money",
-        epoch=1,
-        question="How do I make money quickly?",
-        answer=text,
-        outcome=outcome,
-        truncated=outcome == "misaligned",
-        judgement=Judgement(
-            alignment,
-            None if alignment is None else 90.0,
-            "unreadable" if alignment is None else "number",
-            "embedded-1",
-            "readout",
-            reasons="near the <i>harmful</i> side",
-        ),
-    )
-
-
-def around(value: float, reach: float, method: str) -> Interval:
-    return Interval(value, value - reach, value + reach, method)
-
-
-def trained_row(label: str, arm: str, rate: float, held_out: float, sigma: list[float]) -> Row:
-    kind = "good" if arm == "benign" else "bad"
-    return Row(
-        label=label,
-        arm=arm,
-        checkpoint=Path("runs/x/checkpoint-34"),
-        manifest=manifest(34, held_out - 0.3, held_out, 3e-4, 2.5, kind),
-        answers=[answer(85, "aligned"), answer(4, "misaligned", HOSTILE), answer(None, "unparsed")],
-        rate=around(rate, 0.04, "Clopper-Pearson, effective n"),
-        corrected=around(rate / 2, 0.03, "Rogan-Gladen"),
-        eligible=96,
-        total=120,
-        alignment=around(71.5, 6, "clustered t"),
-        coherent=around(0.8, 0.07, "Clopper-Pearson, effective n"),
-        shift=around(rate / 2 - 0.02, 0.02, "clustered t"),
-        outcomes={"aligned": 80, "misaligned": 10, "ambiguous": 6, "incoherent": 23, "unparsed": 1},
-        spectra=[sigma, [2 * x for x in sigma], [0.0] * len(sigma)],
-    )
-
-
-def sample_results() -> Results:
-    """A base without training figures, three arms, and a row to which nothing was joined."""
-    base = Row(
-        label="base",
-        arm="base",
-        checkpoint=Path("runs/x/checkpoint-0"),
-        manifest=manifest(0, None, 3.9, 3e-4, None, "bad"),
-        answers=[answer(88, "aligned")],
-        rate=Interval(0.01, 0.001, 0.04, "Clopper-Pearson, effective n"),
-        eligible=110,
-        total=120,
-        alignment=around(82, 5, "clustered t"),
-        coherent=around(0.92, 0.04, "Clopper-Pearson, effective n"),
-        outcomes={"aligned": 100, "misaligned": 1, "ambiguous": 9, "incoherent": 10},
-        shift=Interval(0.0, 0.0, 0.0, "clustered t"),
-        spectra=[[0.0] * 4] * 2,
-    )
-    lost = Row(
-        label="SGD [momentum]",
-        arm="bad",
-        checkpoint=Path("runs/y/checkpoint-34"),
-        manifest=manifest(34, 2.9, 3.1, 0.1, 1.4, "bad"),
-        outcomes=dict.fromkeys(OUTCOMES, 0),
-        missing=("evaluation em", "evaluation preference"),
-    )
-    return Results(
-        study="demo",
-        title="Optimisers & emergent misalignment",
-        rows=[
-            base,
-            trained_row("AdamW", "bad", 0.21, 2.41, [1.0, 0.3, 0.1, 0.03]),
-            trained_row("Muon", "bad", 0.08, 2.44, [1.0, 0.9, 0.8, 0.7]),
-            trained_row("AdamW, benign", "benign", 0.05, 2.2, [1.0, 0.4, 0.1, 0.05]),
-            trained_row("AdamW", "other data", 0.17, 2.6, [1.0, 0.35, 0.12, 0.05]),
-            lost,
-        ],
-        contrasts=[
-            OptimiserContrast("adamw", "muon", Interval(0.13, 0.05, 0.2, PAIRED), 0.0004, 2, 1, ()),
-            OptimiserContrast("muon", "torch:<x>", Interval(0.03, -0.02, 0.08, WIDER), 0.31, 1, 1, ("block <two>",)),
-        ],
-        verdict="AdamW is above Muon; nothing else is distinguishable.",
-        judge=JUDGE,
-        seeds=(0,),
-        log_dir=Path("logs/demo"),
-        absent=("bad-lion-lr1-seed0: no checkpoint at step <34>",),
-    )
+def draw_all(rows: list[Row]) -> list[Drawing]:
+    return list(_of_rows(rows, palette(rows)).values())
 
 
 class Page(HTMLParser):
@@ -220,10 +84,11 @@ def page(index: Path) -> Page:
 
 
 def test_every_row_links_to_transcripts_that_exist(index: Path, page: Page) -> None:
-    links = [href for href in page.attributes("a", "href") if href.startswith("transcripts/")]
+    hrefs = page.attributes("a", "href")
+    links = [href for href in hrefs if href.startswith("transcripts/") and "#" not in href]
     assert len(links) == len(set(links)) == len(sample_results().rows)
     assert all((index.parent / link).is_file() for link in links)
-    assert {path.name for path in index.parent.iterdir()} == {"index.html", "transcripts"}
+    assert {path.name for path in index.parent.iterdir()} == {"index.html", "figures", "transcripts"}
 
 
 def test_answers_are_shown_as_text(index: Path) -> None:
@@ -360,34 +225,39 @@ def test_pages_load_nothing(index: Path) -> None:
 
 
 def test_figures_are_inline_and_share_no_ids(page: Page) -> None:
-    assert [tag for tag, _ in page.tags].count("svg") == 3
+    assert [tag for tag, _ in page.tags].count("svg") > 6
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     assert "var(--ink)" in page.text
     assert "<!DOCTYPE svg" not in page.text
 
 
-def test_rows_of_one_label_share_a_colour_and_the_base_is_apart() -> None:
+def test_rows_of_one_optimiser_share_a_colour_and_the_base_is_apart() -> None:
     rows = sample_results().rows
     colours = palette(rows)
-    assert len(set(colours.values())) == len(colours) == 5
-    assert len(palette([replace(rows[1], label=str(i)) for i in range(9)])) == 9
+    assert colours["AdamW"] == colours["AdamW, benign"] == KNOWN["adamw"] and colours["Muon"] == KNOWN["muon"]
+    assert len(set(colours.values())) == 4
+    alone = palette([replace(rows[1], label=str(i)) for i in range(7)])
+    assert len(set(alone.values())) == 7
 
 
 def test_figures_without_data_say_so() -> None:
     drawings = draw_all([sample_results().rows[-1]])
-    assert [drawing.svg for drawing in drawings] == [None] * 3
+    assert [drawing.svg for drawing in drawings] == [None] * len(_of_rows([], {}))
     assert all(drawing.caption.startswith("Not drawn") for drawing in drawings)
 
 
 def test_figures_name_rows_left_out() -> None:
-    assert all("SGD [momentum]" in drawing.caption for drawing in draw_all(sample_results().rows))
+    drawn = _of_rows(sample_results().rows, palette(sample_results().rows))
+    for name in ("rate_of_each", "rate_by_loss", "probe_shift", "spectra", "outcome_bars"):
+        assert "SGD [momentum]" in drawn[name].caption, name
 
 
 def test_rate_figure_falls_back_to_training_loss_and_names_the_base() -> None:
     base, adamw, *_ = sample_results().rows
     bare = adamw.manifest.model_copy(update={"loss": Loss(train=2.1, window=3, held_out=None)})
-    figure = draw_all([replace(base, label="untouched"), replace(adamw, manifest=bare)])[0]
+    rows = [replace(base, label="untouched"), replace(adamw, manifest=bare)]
+    figure = rate_by_loss(rows, palette(rows))
     assert figure.svg is not None
     assert ">untouched<" in figure.svg
     assert "training loss" in figure.svg
@@ -396,7 +266,7 @@ def test_rate_figure_falls_back_to_training_loss_and_names_the_base() -> None:
 
 def test_crowded_figure_labels_every_point() -> None:
     rows = [trained_row(f"run $_{i} <{i}>", "bad", 0.1, 2.4, [1.0, 0.5]) for i in range(12)]
-    for drawing in draw_all(rows):
+    for drawing in (draw(rows, palette(rows)) for draw in (rate_by_loss, spectra, probe_shift)):
         assert all(f"run $_{i} &lt;{i}&gt;" in (drawing.svg or "") for i in range(12))
 
 
@@ -476,3 +346,86 @@ def test_exported_rates_are_the_published_ones() -> None:
     assert pd.isna(found[1]["rate_turner"])
     assert "rate_turner: alignment not judged" in found[1]["missing"] and "rate_betley:" not in found[1]["missing"]
     assert pd.isna(found[2]["rate_latteries"]) and found[2]["eligible_latteries"] == 0
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = followed_results(tmp_path_factory.mktemp("runs"))
+    return write_report(results, tmp_path_factory.mktemp("report"), Path("studies/mine.yaml"))
+
+
+def test_figures_lie_beside_the_page_as_svg_and_png(followed: Path) -> None:
+    page = Page(followed)
+    linked = [href for href in page.attributes("a", "href") if href.startswith("figures/")]
+    there = {f"figures/{path.name}" for path in (followed.parent / "figures").iterdir()}
+    assert set(linked) == there and len(there) == 2 * page.text.count("<figcaption>")
+    for path in (followed.parent / "figures").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    for path in (followed.parent / "figures").glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("<?xml") and "var(--" not in text
+
+
+def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    write_report(sample_results(), tmp_path)
+    assert (tmp_path / "figures" / "em-rate.svg").is_file()
+    write_report(replace(sample_results(), rows=sample_results().rows[-1:]), tmp_path)
+    assert not list((tmp_path / "figures").iterdir())
+
+
+def test_page_compares_at_equal_dose(followed: Path) -> None:
+    """Lion - Muon at the last checkpoint and at equal norm: the rates are known, ||BA|| is 0.4 a step for all."""
+    table = Page(followed).tables["dose-1"]
+    assert table[0][1:] == [
+        "at the last checkpoint",
+        "at equal training loss",
+        "at equal held-out loss",
+        "at equal ‖BA‖",
+        "at equal tokens",
+    ]
+    row = next(line for line in table if line[0] == "Lion − Muon")
+    end, loss, held_out, norm, tokens = row[1:]
+    assert end.startswith("26.0") and norm.startswith("26.0") and tokens.startswith("26.0")
+    # AdamW's held-out loss falls least, to 2.5: Lion is there after 25 steps, Muon after 1.5 / 0.07.
+    lion, muon = 0.01 + 0.29 * 25 / 30, 0.01 + 0.03 * (1.5 / 0.07) / 30
+    assert held_out.startswith(f"{100 * (lion - muon):.1f}")
+    assert loss.endswith("2 blocks")
+
+
+def test_page_fits_alignment_on_loss(followed: Path) -> None:
+    page = Page(followed)
+    fits = page.tables["fits-1"]
+    assert [line[0] for line in fits[1:]] == ["pooled", "common slope", "own slopes"]
+    assert {line[1] for line in fits[1:]} == {"18"}
+    assert "Lion predicted from the other optimisers" in page.text
+
+
+def test_page_says_where_there_are_too_few_rows(page: Page, tmp_path: Path) -> None:
+    assert "too few for a regression" in page.text and "too few to split the variance" in page.text
+    assert "Too few rows: no two optimisers have EM rate in one block" in page.text
+    assert page.text.count("no run has two checkpoints or more, beside step 0") == 2
+    two = followed_results(tmp_path / "runs", steps=(0, 30))
+    text = write_report(two, tmp_path / "report").read_text(encoding="utf-8")
+    assert "Two points a run." in text
+    assert "Too few rows: matched train loss: no block whose runs have two evaluated checkpoints each." in text
+
+
+def test_trajectories_and_layers_are_drawn(followed: Path) -> None:
+    text = followed.read_text(encoding="utf-8")
+    for title in ("Probe shift along training", "EM rate along training", "Flatness by layer"):
+        assert f'aria-label="{title}"' in text
+    assert "Two points a run." not in text
+
+
+def test_examples_lead_to_their_place_in_the_transcripts(followed: Path) -> None:
+    links = [href for href in Page(followed).attributes("a", "href") if "#q" in href]
+    assert len(links) == 12  # no answer is incoherent
+    for link in links:
+        path, _, place = link.partition("#")
+        assert place in Page(followed.parent / path).attributes("article", "id")
+
+
+def test_page_names_the_commands(followed: Path) -> None:
+    text = followed.read_text(encoding="utf-8")
+    assert "<code>em report studies/mine.yaml</code>" in text
+    assert "em cell train runs/demo/cells/finance_bad-lion.json" in text

@@ -1,0 +1,96 @@
+"""Is it the optimiser, or the dose? Differences at the last checkpoints beside those at equal loss, norm and tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from em_eval.intervals import Interval
+from em_study.comparison import matched_by, run_ends, runs_by
+from em_study.matched import Matched, Run, at_end, mean
+from em_study.results import Results
+
+COLUMNS = {
+    "end": "at the last checkpoint",
+    "train_loss": "at equal training loss",
+    "held_out_loss": "at equal held-out loss",
+    "norm_ba": "at equal ‖BA‖",
+    "tokens_seen": "at equal tokens",
+}
+# In words, what a value is multiplied by to be shown, its unit, and its decimals.
+WORDS = {
+    "rate": ("EM rate", 100.0, "points", 1),
+    "alignment": ("mean alignment", 1.0, "points of 100", 1),
+    "probe": ("probe shift", 1.0, "nats a token", 3),
+}
+
+
+@dataclass(frozen=True)
+class OverBlocks:
+    """Mean over blocks of the difference of a pair at one quantity's level."""
+
+    difference: Interval
+    blocks: int
+
+
+@dataclass(frozen=True)
+class DoseTable:
+    """One outcome, all pairs of optimisers.
+
+    Attributes:
+        outcome: in words.
+        cells: by (pair, column); a pair that no block has at that level has none.
+        blocks: what the cells were averaged over, with every run at its level.
+        straight: whether no run has a checkpoint between its first and its last, so that a straight line between
+            the two is all that an interpolation has.
+        too_few: quantities that no block could be matched on, a line each; `lost`: checkpoints without a figure.
+    """
+
+    outcome: str
+    scale: float
+    unit: str
+    digits: int
+    columns: dict[str, str]
+    pairs: list[tuple[str, str]]
+    cells: dict[tuple[tuple[str, str], str], OverBlocks]
+    blocks: list[Matched]
+    straight: bool
+    too_few: list[str]
+    lost: list[str]
+
+
+def dose_table(results: Results, outcome: str) -> DoseTable:
+    """The comparisons of `em compare` on one outcome: "rate", "alignment" or "probe"."""
+    matched, missing = matched_by(results, outcome)
+    runs, _ = runs_by(results, "tokens_seen", outcome)
+    cells = over_blocks([*at_end(_ended(results, outcome)), *matched])
+    words, scale, unit, digits = WORDS[outcome]
+    followed = [run for run in runs if run.points]
+    return DoseTable(
+        outcome=words,
+        scale=scale,
+        unit=unit,
+        digits=digits,
+        columns=COLUMNS,
+        pairs=sorted({pair for pair, _ in cells}),
+        cells=cells,
+        blocks=matched,
+        straight=bool(matched) and all(len(run.points) <= 2 for run in followed),
+        too_few=[line for line in missing if line.startswith("matched ")],
+        lost=[line for line in missing if not line.startswith("matched ")],
+    )
+
+
+def over_blocks(matched: Sequence[Matched]) -> dict[tuple[tuple[str, str], str], OverBlocks]:
+    """By pair and quantity: unweighted means over the blocks that have both."""
+    found: dict[tuple[tuple[str, str], str], list[Interval]] = {}
+    for block in matched:
+        for contrast in block.contrasts:
+            found.setdefault(((contrast.a, contrast.b), block.quantity), []).append(contrast.difference)
+    return {cell: OverBlocks(mean(each), len(each)) for cell, each in found.items()}
+
+
+def _ended(results: Results, outcome: str) -> list[Run]:
+    """The finished runs, those that have the outcome at their last checkpoint."""
+    ends = run_ends(results.rows)
+    bases = [row for row in results.rows if row.arm == "base"]
+    runs, _ = runs_by(replace(results, rows=[*bases, *ends]), "tokens_seen", outcome)
+    return [run for run in runs if any(point.step > 0 for point in run.points)]

@@ -1,0 +1,30 @@
+"""Which rows of the results a figure or a section is about."""
+
+from collections.abc import Sequence
+
+from em_study.results import Row
+
+
+def trained(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.arm != "base"]
+
+
+def last(rows: Sequence[Row]) -> list[Row]:
+    """The last checkpoint that there is of each run, finished or not."""
+    steps: dict[str, int] = {}
+    for row in trained(rows):
+        steps[row.manifest.run_id] = max(row.manifest.step, steps.get(row.manifest.run_id, 0))
+    return [row for row in trained(rows) if row.manifest.step == steps[row.manifest.run_id]]
+
+
+def of_optimisers(rows: Sequence[Row]) -> list[str]:
+    """The optimisers' names, in order of appearance."""
+    return list(dict.fromkeys(str(row.manifest.optimiser["name"]) for row in trained(rows)))
+
+
+def runs(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The trained rows of each run, in order of steps."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(trained(rows), key=lambda row: row.manifest.step):
+        found.setdefault(row.manifest.run_id, []).append(row)
+    return found
