@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from em_eval.filters.registry import Material, Verdict, filter_registry
@@ -44,6 +44,7 @@ def _script(letter: str) -> str:
     return TOGETHER.get(script, script)
 
 
+@lru_cache(maxsize=1024)  # a question is asked of many answers
 def guess(text: str) -> tuple[str, float]:
     """(ISO 639-1 code, probability)."""
     code, probability = _identifier().classify(text)
