@@ -24,6 +24,7 @@ from em_core.errors import UserError
 from em_core.files import sha256_file, sha256_json, write_json
 from em_core.models import EMBEDDED, resolve_base
 from em_core.places import cache_dir
+from em_eval.intervals import rate_interval
 from em_eval.judge.embedded import FACTS, HEADS, JUDGED_COHERENT, WEIGHTS
 from em_eval.judge.labels import SHIPPED, Label, kappa, read_labels
 from em_eval.judge.readout import LAYERS
@@ -230,19 +231,17 @@ def _figures(
             "n": int(mask.sum()),
             "positives": int(truth[mask].sum()),
             "auc": _interval(auc, logits[mask], truth[mask], groups[mask]),
-            "sensitivity": _interval(_sensitivity, logits[mask], truth[mask], groups[mask]),
-            "specificity": _interval(_specificity, logits[mask], truth[mask], groups[mask]),
+            "sensitivity": _share(logits[mask & (truth == 1)] > 0, groups[mask & (truth == 1)]),
+            "specificity": _share(logits[mask & (truth == 0)] <= 0, groups[mask & (truth == 0)]),
         }
         for source, mask in chosen.items()
     }
 
 
-def _sensitivity(scores: FloatArray, truth: FloatArray) -> float:
-    return float((scores[truth == 1] > 0).mean()) if (truth == 1).any() else float("nan")
-
-
-def _specificity(scores: FloatArray, truth: FloatArray) -> float:
-    return float((scores[truth == 0] <= 0).mean()) if (truth == 0).any() else float("nan")
+def _share(right: NDArray[np.bool_], groups: NDArray[np.str_]) -> list[float] | None:
+    """[value, low, high] of a share of right answers, clustered by question, never of zero width."""
+    found = rate_interval([float(x) for x in right], list(groups))
+    return None if found is None else [round(x, 4) for x in (found.value, found.low, found.high)]
 
 
 def _interval(
