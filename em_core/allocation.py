@@ -13,8 +13,9 @@ BLOCK = 256 * 1024**2
 def reuse_freed_memory() -> None:
     """Ask the C library to keep freed blocks of up to 256 MiB for the next tensor.
 
-    Otherwise each large tensor is mapped anew and its pages are cleared one by one, which takes a sixth of a training
-    step and a quarter of a forward pass on CPU (docs/benchmarks.md). Does nothing where there is no glibc.
+    Otherwise each large tensor is mapped anew and its pages are cleared one by one, which took a fifth of a training
+    step of SmolLM2-135M on two cores (16 rows: 3.6 s against 2.8 s; the peak of memory rose from 5.1 to 6.3 GB). Does
+    nothing where there is no glibc.
     """
     if sys.platform != "linux":
         return
