@@ -21,7 +21,7 @@ def pack(model: nn.Module) -> list[nn.Linear]:
     weights may not change before `unpack`.
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _packable(layer.weight)]
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
     if not available or sum(layer.weight.nbytes for layer in layers) > LARGEST:
         return []
     for layer in layers:
