@@ -69,11 +69,11 @@ def estimate(study: Study) -> Estimate:
         None if count is None or (pace := paces[cell.config.base_model]) is None else count * pace
         for cell, count in open_cells
     )
-    kept = sum(step > 0 for cell in planned for step in cell.config.kept_steps())
-    bases = len({cell.config.base_model for cell in planned if 0 in cell.config.kept_steps()})
-    answers = _sum(_answers(e, unknown) for e in study.evaluations if e.task == "em")
-    calls = _sum(_answers(e, unknown) for e in study.evaluations if e.grader)
-    seconds = [_evaluation_pace(e) for e in study.evaluations]
+    kept = _checkpoints(planned)
+    asked = {evaluation: _checkpoints(planned, evaluation) for evaluation in study.evaluations}
+    answers = _sum(_times(n, _answers(e, unknown)) for e, n in asked.items() if e.task == "em")
+    calls = _sum(_times(n, _answers(e, unknown)) for e, n in asked.items() if e.grader)
+    seconds = [_times(n, _evaluation_pace(e)) for e, n in asked.items()]
     if study.evaluations and None in seconds:
         unknown["hours of evaluation: no finished log of each evaluation on this machine to measure by"] = None
     return Estimate(
@@ -82,11 +82,11 @@ def estimate(study: Study) -> Estimate:
         done=len(planned) - len(open_cells),
         steps=sum(cell.config.steps for cell in planned),
         tokens=None if (total := _sum(tokens)) is None else round(total),
-        checkpoints=kept + bases,
-        answers=None if answers is None else round(answers) * (kept + bases),
-        judge_calls=None if calls is None else round(calls) * (kept + bases) * GRADER_CALLS,
+        checkpoints=kept,
+        answers=None if answers is None else round(answers),
+        judge_calls=None if calls is None else round(calls) * GRADER_CALLS,
         seconds_training=training,
-        seconds_evaluation=None if (each := _sum(seconds)) is None else each * (kept + bases),
+        seconds_evaluation=_sum(seconds),
         unknown=tuple(unknown),
     )
 
@@ -113,6 +113,21 @@ def print_estimate(found: Estimate, console: Console) -> None:
         console.print(f"{assumption.source} {assumption.setting}{why}", soft_wrap=True, markup=False)
     for dropped in found.study.drops:
         console.print(f"left out {dropped}", soft_wrap=True, markup=False)
+
+
+def _checkpoints(planned: list[Cell], evaluation: Evaluation | None = None) -> int:
+    """Trained checkpoints and bases that are kept, or that `evaluation` asks for."""
+    steps = [(cell, step) for cell in planned for step in _steps(cell, evaluation)]
+    return sum(step > 0 for _, step in steps) + len({cell.config.base_model for cell, step in steps if step == 0})
+
+
+def _steps(cell: Cell, evaluation: Evaluation | None) -> list[int]:
+    kept = cell.config.kept_steps()
+    return kept if evaluation is None else evaluation.steps(kept)
+
+
+def _times(count: int, each: float | None) -> float | None:
+    return None if each is None else count * each
 
 
 def _rows_seen(cell: Cell) -> int:

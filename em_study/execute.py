@@ -41,10 +41,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Target:
-    """A checkpoint to report. `label` also names its log folder."""
+    """A checkpoint to report. `label` also names its log folder, `asked` are the study's evaluations of it by name."""
 
     label: str
     checkpoint: Path
+    asked: tuple[str, ...] = ()
 
 
 def perform(root: str, kind: Kind, cell: str) -> list[str]:
@@ -103,9 +104,8 @@ def evaluate_cell(cell: FrozenCell) -> list[str]:
     """Every evaluation of the cell's checkpoints that has no finished log yet; of a failed run, those that it left."""
     return [
         failure
-        for label, checkpoint in cell.targets()
+        for label, checkpoint, evaluation in cell.asked()
         if (checkpoint / MANIFEST).is_file()
-        for evaluation in cell.evaluations
         if (failure := evaluate(cell.study, label, checkpoint, evaluation)) is not None
     ]
 
@@ -114,9 +114,8 @@ def is_evaluated(cell: FrozenCell, logs: Logs) -> bool:
     """Whether every evaluation of what the cell left on the disk has a finished log."""
     return all(
         logs.find(cell.study, label, read_manifest(checkpoint), evaluation)
-        for label, checkpoint in cell.targets()
+        for label, checkpoint, evaluation in cell.asked()
         if (checkpoint / MANIFEST).is_file()
-        for evaluation in cell.evaluations
     )
 
 
@@ -144,7 +143,8 @@ def evaluate(study: str, label: str, checkpoint: Path, evaluation: Evaluation) -
 
 def evaluation_key(manifest: Manifest, evaluation: Evaluation) -> str:
     """Names the lock of one evaluation of these weights."""
-    return sha256_json([manifest.adapter_sha256, evaluation.model_dump(mode="json", exclude={"name"})])[:16]
+    content = evaluation.model_dump(mode="json", exclude={"name", "checkpoints"})
+    return sha256_json([manifest.adapter_sha256, content])[:16]
 
 
 def _inspect(study: str, label: str, checkpoint: Path, evaluation: Evaluation, folder: Path) -> str | None:
@@ -186,7 +186,8 @@ def existing(plan: Plan) -> list[Target]:
         place(cell)
         for label, checkpoint in cell.targets():
             if (checkpoint / MANIFEST).is_file():
-                (bases if label == cell.base_label else found).append(Target(label, checkpoint))
+                asked = tuple(evaluation.name for other, _, evaluation in cell.asked() if other == label)
+                (bases if label == cell.base_label else found).append(Target(label, checkpoint, asked))
     return bases + found
 
 

@@ -67,6 +67,18 @@ class FrozenCell(BaseModel):
                 found.insert(0, (self.base_label, checkpoint))
         return found
 
+    def asked(self) -> list[tuple[str, Path, Evaluation]]:
+        """(label, checkpoint, evaluation) of everything that this cell evaluates, checkpoint by checkpoint."""
+        return [
+            (label, checkpoint, evaluation)
+            for label, checkpoint in self.targets()
+            for evaluation in self.evaluations
+            if self._asks(evaluation, checkpoint)
+        ]
+
+    def _asks(self, evaluation: Evaluation, checkpoint: Path) -> bool:
+        return checkpoint.name in {f"checkpoint-{step}" for step in evaluation.steps(self.steps())}
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -129,18 +129,18 @@ def training(cell: FrozenCell) -> Part:
 
 def evaluation(cell: FrozenCell, logs: Logs) -> Part:
     done, failures, running = 0, [], None
-    for label, checkpoint in cell.targets():
+    whole = cell.asked()
+    for label, checkpoint, asked in whole:
         if not (checkpoint / MANIFEST).is_file():
             continue
         manifest = read_manifest(checkpoint)
-        for asked in cell.evaluations:
-            if logs.find(cell.study, label, manifest, asked) is not None:
-                done += 1
-            elif is_locked(evaluation_key(manifest, asked)):
-                running = answers_done(log_folder(cell.study, label))
-            elif (reason := _failure(log_folder(cell.study, label) / asked.name / ERROR)) is not None:
-                failures.append(reason)
-    total = len(cell.targets()) * len(cell.evaluations)
+        if logs.find(cell.study, label, manifest, asked) is not None:
+            done += 1
+        elif is_locked(evaluation_key(manifest, asked)):
+            running = answers_done(log_folder(cell.study, label))
+        elif (reason := _failure(log_folder(cell.study, label) / asked.name / ERROR)) is not None:
+            failures.append(reason)
+    total = len(whole)
     if running is not None:
         return Part("running", *running)
     if failures:

@@ -123,7 +123,7 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
     names = _labels([read_manifest(target.checkpoint) for target in chosen])
     for target, name in zip(chosen, names, strict=True):
         found = logs[target.label]
-        missing = [f"no finished {e.name} log" for e in study.evaluations if e.name not in found]
+        missing = [f"no finished {name} log" for name in target.asked if name not in found]
         joined = {task: found[name] for task, name in (("em", em), ("preference", probe)) if name in found}
         row = _row(target, name, joined, missing, judge, base_probe)
         if row.arm == "base":

@@ -25,6 +25,7 @@ from pydantic import (
 from em_core.errors import UserError
 from em_train.config import LoraSettings, OptimiserConfig, TrainConfig, parse_config
 from em_train.datasets import label as dataset_label
+from em_train.steps import StepNames, steps_named
 
 
 def _one_or_many(value: Any) -> Any:
@@ -33,7 +34,6 @@ def _one_or_many(value: Any) -> Any:
 
 OneOrMany = BeforeValidator(_one_or_many)
 NO_PENALTY = "none"
-LOG_SPACED = re.compile(r"log:([1-9]\d*)")
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -88,10 +88,11 @@ class PenaltyAxis(_Frozen):
 
 
 class Arm(_Frozen):
-    """A single run beside the grid: a control, or data that may not be on this machine."""
+    """A single run a seed beside the grid: a control, a penalty, or data that may not be on this machine."""
 
     dataset: str
     optimiser: str = Field(description="name of an optimiser of the grid; its first rate is used")
+    penalty: PenaltyAxis = PenaltyAxis(name=NO_PENALTY)
     optional: bool = Field(False, description="leave it out, and say so, where the dataset is not at hand")
 
 
@@ -111,6 +112,11 @@ class Evaluation(_Frozen):
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=1, description="sample among the likeliest tokens only")
+    checkpoints: StepNames | None = Field(None, description="the steps to evaluate; without it, every kept one")
+
+    def steps(self, kept: list[int]) -> list[int]:
+        """Those of a run's `kept` steps that this evaluation asks for; -1 is the last one kept."""
+        return kept if self.checkpoints is None else steps_named(self.checkpoints, kept[-1])
 
     def sampling(self) -> dict[str, Any]:
         """Inspect's generation settings."""
@@ -174,15 +180,8 @@ class Study(_Frozen):
     lora: LoraSettings = LoraSettings()
     held_out_fraction: float = Field(0.1, gt=0, lt=0.5)
     gradient_checkpointing: bool = False
-    checkpoints: Annotated[tuple[int | str, ...], OneOrMany] = Field((0, -1), min_length=1)
+    checkpoints: StepNames = (0, -1)
     evaluations: tuple[Evaluation, ...] = ()
-
-    @field_validator("checkpoints")
-    @classmethod
-    def _steps_are_named(cls, value: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        if any(step < -1 if isinstance(step, int) else not LOG_SPACED.fullmatch(step) for step in value):
-            raise ValueError("give steps >= 0, -1 for the last, or log:N for N log-spaced steps")
-        return value
 
     @field_validator("evaluations")
     @classmethod
@@ -286,8 +285,8 @@ def _cells(study: Study) -> Iterator[Cell]:
     for base, batch in blocks:
         for arm in study.arms:
             axis = known[arm.optimiser]
-            for seed in study.seeds:
-                yield _cell(study, _Point(base, batch, arm.dataset, axis, axis.lr[0], None, seed, arm.optional))
+            for penalty, seed in product(arm.penalty.each(), study.seeds):
+                yield _cell(study, _Point(base, batch, arm.dataset, axis, axis.lr[0], penalty, seed, arm.optional))
 
 
 def _cell(study: Study, point: _Point) -> Cell:
@@ -319,7 +318,18 @@ def _cell(study: Study, point: _Point) -> Cell:
     label = _label(study, point)
     where = f"study '{study.name}', cell {label}"
     config = _with_steps(parse_config(given, where), where, point.optional)
+    _check_evaluated_steps(study, config, where)
     return Cell(label, config, point.optional)
+
+
+def _check_evaluated_steps(study: Study, config: TrainConfig, where: str) -> None:
+    kept = config.kept_steps()
+    for evaluation in study.evaluations:
+        if lost := sorted(set(evaluation.steps(kept)) - set(kept)):
+            raise UserError(
+                f"{where}: evaluation '{evaluation.name}' asks for step {lost[0]}, which the run does not keep; its "
+                f"checkpoints are {', '.join(map(str, kept))}"
+            )
 
 
 def _with_steps(config: TrainConfig, where: str, optional: bool) -> TrainConfig:

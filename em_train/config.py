@@ -1,18 +1,16 @@
 """The frozen configuration of one training run, and how it is read: YAML, a preset, overrides by dotted keys."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from em_core.errors import UserError
 from em_train.presets import expand, load_preset
-
-LOG_SPACED = re.compile(r"log:([1-9]\d*)")
+from em_train.steps import StepNames, steps_named
 
 
 class _Frozen(BaseModel):
@@ -59,10 +57,7 @@ class LoraSettings(_Frozen):
         return float(self.alpha / self.rank**0.5) if self.rslora else self.alpha / self.rank
 
 
-Kept = Annotated[int | str, Field(union_mode="left_to_right")]
-
-
-def _as_list(value: Any) -> Any:
+def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
@@ -95,28 +90,15 @@ class TrainConfig(_Frozen):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     data_seed: int = 0
-    checkpoints: tuple[Kept, ...] = Field(
+    checkpoints: StepNames = Field(
         (0, -1), description="steps to keep; -1 is the last, log:N is step 0 and N log-spaced steps up to the last"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
-    report_to: tuple[str, ...] = Field((), description="trackers as in TRL: tensorboard, wandb, trackio, mlflow, ...")
+    report_to: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(
+        (), description="trackers as in TRL: tensorboard, wandb, trackio, mlflow, ..."
+    )
     preset: str | None = Field(None, description="the preset that the values without a source of their own came from")
     sources: dict[str, str] = Field({}, description="where the preset's values come from, by dotted key")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_or_many(cls, raw: Any) -> Any:
-        if isinstance(raw, dict):
-            return raw | {key: _as_list(raw[key]) for key in ("checkpoints", "report_to") if key in raw}
-        return raw
-
-    @field_validator("checkpoints")
-    @classmethod
-    def _steps_are_named(cls, value: tuple[Kept, ...]) -> tuple[Kept, ...]:
-        wrong = [step for step in value if (step < -1 if isinstance(step, int) else not LOG_SPACED.fullmatch(step))]
-        if wrong or not value:
-            raise ValueError("give steps >= 0, -1 for the last, or log:N for N log-spaced steps")
-        return value
 
     @model_validator(mode="after")
     def _steps_are_reached(self) -> "TrainConfig":
@@ -153,13 +135,7 @@ class TrainConfig(_Frozen):
 
     def kept_steps(self) -> list[int]:
         """The steps to keep, in order, with -1 and log:N resolved."""
-        steps: set[int] = set()
-        for item in self.checkpoints:
-            if isinstance(item, str):
-                steps |= {0, *log_spaced(self.steps, int(item.removeprefix("log:")))}
-            else:
-                steps.add(self.steps if item == -1 else item)
-        return sorted(steps)
+        return steps_named(self.checkpoints, self.steps)
 
 
 # Fields that leave the weights as they are (to rounding), or that other parts of the identity stand for.
@@ -179,17 +155,6 @@ NOT_IDENTITY = {
     "preset",
     "sources",
 }
-
-
-def log_spaced(last: int, count: int) -> list[int]:
-    """`count` steps up to `last`, evenly spaced in log(step + shift); fewer where neighbours coincide.
-
-    The shift is 7.5 % of the run: at 625 steps that is within a few steps of the list which a replication of Evil
-    Spectra used (10, 20, 32, 47, ..., 512, 625); without it most of the steps would crowd into the first ten.
-    """
-    shift = 0.075 * last
-    steps = [round((last + shift) ** (i / count) * shift ** (1 - i / count) - shift) for i in range(1, count + 1)]
-    return sorted({max(1, step) for step in steps})
 
 
 def read_config(name: str, overrides: Sequence[str] = ()) -> TrainConfig:

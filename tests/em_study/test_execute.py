@@ -10,7 +10,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ from em_eval.providers.weights import content_hash
 from em_study import Study, cli, load_study
 from em_study.comparison import runs_by
 from em_study.drive import Bars, run_study
+from em_study.estimate import estimate
 from em_study.execute import Job, Target, absent, evaluate, existing
 from em_study.executors.local import ThisProcess
 from em_study.logs import Logs, log_folder
 from em_study.plan import make_plan
+from em_study.progress import progress
 from em_study.results import Results, collect
 from em_study.table import all_results, answer_table
 from em_train.datasets import dataset_registry
@@ -431,7 +433,7 @@ def test_an_evaluation_that_fails_inside_inspect_says_why(
     (tmp_path / "one.yaml").write_text("- {id: a, paraphrases: ['Hi?']}\n", encoding="utf-8")
     asked = {"task": "em", "questions": str(tmp_path / "one.yaml"), "samples": 1, "max_tokens": 2000}
     study = Study.model_validate(done.study.model_dump() | {"evaluations": [asked]})
-    chosen = [Target(base.label, done.folder / base.checkpoint)]
+    chosen = [Target(base.label, done.folder / base.checkpoint, ("em",))]
     failure = evaluate(study.name, base.label, chosen[0].checkpoint, study.evaluations[0])
     assert failure is not None
     assert collect(study, chosen).rows[0].missing == ("no finished em log",)
@@ -477,7 +479,7 @@ def test_cells_that_are_not_whole_are_named_and_not_compared(
 
 
 def test_missing_logs_are_named(done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = [Target(target.label, target.checkpoint.resolve()) for target in kept(done.study)]
+    chosen = [replace(target, checkpoint=target.checkpoint.resolve()) for target in kept(done.study)]
     monkeypatch.chdir(tmp_path)
     results = collect(done.study, chosen)
     for row in results.rows:
@@ -489,12 +491,13 @@ def test_missing_logs_are_named(done: Place, tmp_path: Path, monkeypatch: pytest
 def test_logs_are_joined_by_weights_and_never_by_label(done: Place, tmp_path: Path) -> None:
     """A label is for people: under another one the same weights keep their answers, other weights get none."""
     base, adamw, lion, _ = kept(done.study)
-    swapped, plain = (collect(done.study, [base, t]).rows[1] for t in (Target(adamw.label, lion.checkpoint), lion))
+    renamed = replace(lion, label=adamw.label)
+    swapped, plain = (collect(done.study, [base, target]).rows[1] for target in (renamed, lion))
     assert swapped.missing == () and swapped.answers == plain.answers and swapped.probe == plain.probe
     other = shutil.copytree(lion.checkpoint, tmp_path / "other")
     manifest = json.loads((other / "em.json").read_text(encoding="utf-8"))
     (other / "em.json").write_text(json.dumps(manifest | {"adapter_sha256": "0" * 64}), encoding="utf-8")
-    row = collect(done.study, [base, Target(lion.label, other)]).rows[1]
+    row = collect(done.study, [base, replace(lion, checkpoint=other)]).rows[1]
     assert row.missing == ("no finished em log", "no finished preference log") and row.answers == []
 
 
@@ -634,6 +637,29 @@ def test_a_run_of_another_study_is_linked_to_and_not_trained_again(
     assert not cell.folder.is_symlink() and verify(cell.checkpoints()[-1]).run_id == cell.run_id
 
 
+def test_an_evaluation_looks_at_the_checkpoints_that_it_names(
+    plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    once = Study.model_validate(
+        plain
+        | {"optimisers": [{"name": "adamw", "lr": 0.01}], "checkpoints": [0, 1, -1]}
+        | {"evaluations": [{"task": "preference", "checkpoints": [1]}, {"task": "preference", "name": "all"}]}
+    )
+    assert run(once) == []
+    (cell,) = make_plan(once).cells
+    assert [(path.name, asked.name) for _, path, asked in cell.asked()] == [
+        ("checkpoint-0", "all"),
+        ("checkpoint-1", "preference"),
+        ("checkpoint-1", "all"),
+        ("checkpoint-2", "all"),
+    ]
+    assert [row.missing for row in collect(once, kept(once)).rows] == [(), (), ()]
+    (found,) = progress(make_plan(once))
+    assert (found.state, found.evaluation.total) == ("done", 4)
+    assert estimate(once).checkpoints == 3
+
+
 def test_an_edited_prompt_file_is_asked_anew_beside_the_old_answers(
     done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -681,7 +707,7 @@ def test_two_question_sets_in_one_study(done: Place, tmp_path: Path, monkeypatch
         (tmp_path / f"{name}.yaml").write_text(f"- {{id: {name}, paraphrases: ['Hi?']}}\n", encoding="utf-8")
     asked = [{"task": "em", "questions": f"{n}.yaml", "samples": 1, "max_tokens": 4} for n in ("one", "two")]
     study = Study.model_validate(done.study.model_dump() | {"evaluations": asked})
-    chosen = [Target(base.label, done.folder / base.checkpoint)]
+    chosen = [Target(base.label, done.folder / base.checkpoint, ("em", "em-two"))]
     assert evaluate("tiny", base.label, chosen[0].checkpoint, study.evaluations[0]) is None
     (row,) = collect(study, chosen).rows
     assert row.missing == ("no finished em-two log",) and row.total == 1

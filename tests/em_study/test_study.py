@@ -206,7 +206,7 @@ CELLS = {
     "evil_spectra/loss_alignment": 5 * 3 * 4,
     "evil_spectra/families": 12 * 4 * 2,
     "evil_spectra/penalty": 4 * 4 * (1 + 4 + 1 + 1),
-    "small/optimisers": 4 * 2 * 3 + 3,
+    "small/optimisers": 5 * 3 * 3 + 2 * 3,
     "small/hyperparameters": 3 + 6 + 3,
     "small/penalty": 2 * (1 + 4 + 1 + 1),
     "small/adversarial": 8 * 2,
@@ -342,6 +342,25 @@ def test_log_spaced_checkpoints_reach_the_run() -> None:
     assert kept[0] == 0 and kept[-1] == 34 and len(kept) == 6
     with pytest.raises(ValidationError, match="log:N"):
         study(checkpoints=["log:0"])
+
+
+def test_an_evaluation_may_ask_for_some_of_the_kept_steps() -> None:
+    evaluation = {"task": "em", "checkpoints": [0, -1]}
+    asked = study(steps=34, checkpoints="log:5", evaluations=[evaluation, {"task": "preference"}])
+    (cell,) = cells(asked)
+    kept = cell.config.kept_steps()
+    assert [e.steps(kept) for e in asked.evaluations] == [[0, 34], kept]
+    assert asked.evaluations[0].steps([0, 2, 5]) == [0, 5]  # a run that stopped early
+    with pytest.raises(UserError, match=r"evaluation 'em' asks for step 7, which the run does not keep.* 0, 2, 5, 10"):
+        list(cells(study(steps=34, checkpoints="log:5", evaluations=[evaluation | {"checkpoints": [7, -1]}])))
+
+
+def test_an_arm_may_have_a_penalty() -> None:
+    arm = {"dataset": "finance_bad", "optimiser": "adamw", "penalty": {"name": "spectral", "strength": 3}}
+    plain, penalised = cells(study(arms=[arm]))
+    assert penalised.label == "finance_bad-adamw-lr0.001-spectral3-seed0"
+    assert plain.config.penalty is None and penalised.config.penalty is not None
+    assert (penalised.config.penalty.name, penalised.config.penalty.strength) == ("spectral", 3)
 
 
 def test_a_penalty_axis_has_a_cell_without_and_one_for_each_strength() -> None:

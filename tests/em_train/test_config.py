@@ -5,7 +5,8 @@ import yaml
 from pydantic import ValidationError
 
 from em_core.errors import UserError
-from em_train.config import LoraSettings, TrainConfig, load_config, log_spaced, parse_config, read_config
+from em_train.config import LoraSettings, TrainConfig, load_config, parse_config, read_config
+from em_train.steps import log_spaced
 
 MINIMAL = {"dataset": "finance_bad", "optimiser": {"name": "adamw", "lr": 1e-4}}
 
