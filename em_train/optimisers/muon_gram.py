@@ -17,6 +17,9 @@ from em_train.optimisers.polar import inverse_root, newton_schulz
 from em_train.optimisers.registry import ParameterGroups, optimiser
 
 
+Scratch = dict[tuple[torch.Size, torch.dtype], Tensor]
+
+
 class MuonGramHyperparameters(MuonHyperparameters):
     polar: Literal["newton_schulz", "exact"] = "newton_schulz"
 
@@ -55,7 +58,8 @@ class MuonGram(torch.optim.Optimizer):
         """
         live = [parameter for parameter in group["params"] if parameter.grad is not None]
         exact = group["polar"] == "exact"
-        scratch: dict[torch.Size, Tensor] = {}
+        precision = torch.float64 if exact else torch.float32
+        scratch: Scratch = {}
         grams: dict[int, list[Tensor]] = defaultdict(list)
         members: dict[int, list[Tensor]] = defaultdict(list)
         for parameter in live:
@@ -63,8 +67,7 @@ class MuonGram(torch.optim.Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            thin = _wide(_direction(parameter, momentum, group, scratch))
-            thin = thin.double() if exact else thin.float()
+            thin = _wide(_in(precision, _direction(parameter, momentum, group, scratch), scratch))
             grams[len(thin)].append(thin @ thin.T)
             members[len(thin)].append(parameter)
         for rank, batch in grams.items():
@@ -80,14 +83,23 @@ class MuonGram(torch.optim.Optimizer):
                 )
 
 
-def _direction(parameter: Tensor, momentum: Tensor, group: dict[str, Any], scratch: dict[torch.Size, Tensor]) -> Tensor:
+def _direction(parameter: Tensor, momentum: Tensor, group: dict[str, Any], scratch: Scratch) -> Tensor:
     if not group["nesterov"]:
         return momentum
     grad = parameter.grad
     assert grad is not None
-    if grad.shape not in scratch:
-        scratch[grad.shape] = torch.empty_like(grad)
-    return torch.lerp(grad, momentum, group["momentum"], out=scratch[grad.shape])
+    return torch.lerp(grad, momentum, group["momentum"], out=_buffer(grad, grad.dtype, scratch))
+
+
+def _in(precision: torch.dtype, matrix: Tensor, scratch: Scratch) -> Tensor:
+    return matrix if matrix.dtype == precision else _buffer(matrix, precision, scratch).copy_(matrix)
+
+
+def _buffer(like: Tensor, precision: torch.dtype, scratch: Scratch) -> Tensor:
+    """One buffer a shape: new memory for every factor would cost more in page faults than the arithmetic."""
+    if (like.shape, precision) not in scratch:
+        scratch[like.shape, precision] = torch.empty_like(like, dtype=precision)
+    return scratch[like.shape, precision]
 
 
 def _wide(matrix: Tensor) -> Tensor:

@@ -16,18 +16,22 @@ def newton_schulz(grams: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     """P (..., r, r) such that P X is the Newton-Schulz iterate of X after `steps` steps, for K = XX' (..., r, r).
 
     The iterate X <- a X + b (XX') X + c (XX')^2 X is P <- p P and K <- p K p with p = a I + b K + c K^2. All of these
-    commute, being polynomials of the first K.
+    commute, being polynomials of the first K. Four buffers serve all steps: fresh memory would cost more than the
+    products.
     """
     a, b, c = COEFFICIENTS
     norm = grams.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt().clamp(min=eps)[..., None, None]
     k = grams / norm.square()
-    product = torch.empty(0)
+    p, spare, product = torch.empty_like(k), torch.empty_like(k), torch.empty_like(k)
     for step in range(steps):
-        p = (k @ k).mul_(c).add_(k, alpha=b)
+        torch.matmul(k, k, out=p).mul_(c).add_(k, alpha=b)
         p.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = p / norm if step == 0 else p @ product
+        if step == 0:
+            torch.div(p, norm, out=product)
+        else:
+            product, spare = torch.matmul(p, product, out=spare), product
         if step < steps - 1:
-            k = p @ (k @ p)
+            torch.matmul(p, torch.matmul(k, p, out=spare), out=k)
     return product
 
 
