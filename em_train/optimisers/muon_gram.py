@@ -16,7 +16,6 @@ from em_train.optimisers.muon import MuonHyperparameters, with_adamw
 from em_train.optimisers.polar import inverse_root, newton_schulz
 from em_train.optimisers.registry import ParameterGroups, optimiser
 
-
 Scratch = dict[tuple[torch.Size, torch.dtype], Tensor]
 
 
