@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -39,30 +40,41 @@ class Completion:
 Deliver = Callable[[int, Completion], None]
 
 
+class Stopped(Exception):
+    """The caller's `stop` was set before all was said."""
+
+
 def complete(
     loaded: Loaded,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
     how: Sampling,
     rows: int = 96,
     deliver: Deliver = lambda index, completion: None,
+    stop: Event | None = None,
 ) -> list[Completion]:
-    """One completion a prompt, `rows` of them at a time; `deliver` hears of each as soon as it is whole.
+    """One completion a prompt (its token ids), `rows` of them at a time; `deliver` hears of each once it is whole.
 
     Raises:
         UserError: a prompt and its answer would not fit the model's context.
+        Stopped: `stop` was set; what was whole by then has been delivered.
     """
     for prompt in prompts:
         if (error := overflow(loaded, prompt, how)) is not None:
             raise error
-    run = _Run(loaded, [_ids(loaded, prompt) for prompt in prompts], seeds, how, rows, deliver)
-    return run.all()
+    return _Run(loaded, prompts, seeds, how, rows, deliver, stop or Event()).all()
 
 
-def overflow(loaded: Loaded, prompt: str, how: Sampling) -> UserError | None:
-    """Why `prompt` and its answer would not fit the model's context, or None."""
-    limit = getattr(loaded.model.config, "max_position_embeddings", None)
-    width = len(_ids(loaded, prompt))
+def encode(loaded: Loaded, prompt: str) -> list[int]:
+    """Token ids of a rendered conversation, whose marks are those of its template."""
+    ids: list[int] = loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def overflow(loaded: Loaded, prompt: Sequence[int], how: Sampling) -> UserError | None:
+    """Why `prompt` (token ids) and its answer would not fit the model's context, or None."""
+    config = loaded.model.config.get_text_config(decoder=True)
+    limit, width = getattr(config, "max_position_embeddings", None), len(prompt)
     if limit and width + how.max_tokens > limit:
         return UserError(f"prompt of {width} tokens and answer of {how.max_tokens} exceed the context of {limit}")
     return None
@@ -74,13 +86,15 @@ class _Run:
     def __init__(
         self,
         loaded: Loaded,
-        prompts: list[list[int]],
+        prompts: Sequence[Sequence[int]],
         seeds: Sequence[int],
         how: Sampling,
         rows: int,
         deliver: Deliver,
+        stop: Event,
     ) -> None:
-        self.loaded, self.prompts, self.how, self.deliver = loaded, prompts, how, deliver
+        self.loaded, self.how, self.deliver, self.stop = loaded, how, deliver, stop
+        self.prompts = [tuple(prompt) for prompt in prompts]
         device = loaded.device
         self.uniform = torch.stack([stream(seed, how.max_tokens) for seed in seeds]).to(device)
         # Answers to one prompt stand together, so that it is read once for them.
@@ -99,6 +113,8 @@ class _Run:
     @torch.inference_mode()
     def all(self) -> list[Completion]:
         while self.waiting or len(self.request):
+            if self.stop.is_set():
+                raise Stopped
             free = self.rows - len(self.request)
             if self.waiting and free >= max(1, self.rows // REFILL_SHARE):
                 self._admit(free)
@@ -111,9 +127,9 @@ class _Run:
     def _admit(self, free: int) -> None:
         """Read the prompts of the next answers into free rows, each distinct prompt once."""
         new, self.waiting = self.waiting[:free], self.waiting[free:]
-        distinct = list(dict.fromkeys(tuple(self.prompts[i]) for i in new))
+        distinct = list(dict.fromkeys(self.prompts[i] for i in new))
         rank = {prompt: i for i, prompt in enumerate(distinct)}
-        source = torch.tensor([rank[tuple(self.prompts[i])] for i in new], device=self.loaded.device)
+        source = torch.tensor([rank[self.prompts[i]] for i in new], device=self.loaded.device)
         first, width = len(self.request), max(map(len, distinct))
         logits = head_logits(self.loaded.model, read_prompts(self.loaded, self.slots, distinct, first))
         rows = torch.arange(len(new), device=self.loaded.device)
@@ -173,11 +189,6 @@ class _Run:
         text = self.loaded.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
         reason = "stop" if stopped else "max_tokens"
         return Completion(text, len(self.prompts[index]), len(tokens), reason, tuple(self.choices[index]))
-
-
-def _ids(loaded: Loaded, prompt: str) -> list[int]:
-    ids: list[int] = loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _end_tokens(loaded: Loaded) -> list[int]:

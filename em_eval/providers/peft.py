@@ -4,11 +4,13 @@ The model's name carries a hash of its weights (`peft/FOLDER@1a2b3c4d`), so that
 checkpoints that lay under one path.
 """
 
+import gc
 import logging
 import secrets
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import torch
@@ -31,14 +33,23 @@ from em_core.errors import UserError
 from em_eval.batching import Batcher, Deliver
 from em_eval.errors import as_prerequisite
 from em_eval.model_names import split_hash
-from em_eval.providers.decoding import Completion, complete, overflow
+from em_eval.providers.decoding import Completion, Stopped, complete, encode, overflow
 from em_eval.providers.sampling import Sampling
 from em_eval.providers.weights import Loaded, content_hash, load
 
 DEFAULT_BATCH = 96
 QUEUE = 4  # batches of requests that may wait: from them a finished answer's place is filled
-logger = logging.getLogger(__name__)
+CHUNK_SECONDS = 2.0  # finished answers are handed over together: each wakes Python, which the model's steps need
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Inspect's settings that are followed, and those that say how to call and not what to answer.
+FOLLOWED = {"max_tokens", "temperature", "top_p", "top_k", "seed", "logprobs", "top_logprobs"}
+OF_THE_CALL = {
+    *("max_retries", "timeout", "attempt_timeout", "stream_idle_timeout", "max_connections", "adaptive_connections"),
+    *("system_message", "cache", "cache_prompt", "batch", "fail_on_refusal", "max_tool_output", "parallel_tool_calls"),
+    *("internal_tools", "reasoning_history", "extra_headers"),
+}
+NEUTRAL = {"num_choices": 1, "best_of": 1, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,9 @@ class _Request:
     messages: tuple[tuple[str, str], ...]
     seed: int
     how: Sampling
+
+
+_Left = dict[int, tuple[list[int], int]]  # prompt and seed of each request that is not done
 
 
 class PeftAPI(ModelAPI):
@@ -68,6 +82,8 @@ class PeftAPI(ModelAPI):
         with as_prerequisite():
             if unknown:
                 raise UserError(f"peft/ has no model argument '{next(iter(unknown))}': it knows batch_size, dtype")
+            if type(batch_size) is not int or batch_size < 1:
+                raise UserError(f"peft/ batch_size {batch_size!r} is not a whole number of rows from 1 up")
             if dtype not in DTYPES:
                 raise UserError(f"peft/ dtype '{dtype}' is none of {', '.join(DTYPES)}")
             self.source, claimed = split_hash(model_name)
@@ -97,8 +113,7 @@ class PeftAPI(ModelAPI):
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        if tools or config.stop_seqs or (config.num_choices or 1) > 1:
-            raise UserError("peft/ does not offer tools, stop sequences or several choices")
+        _refuse_unknown(tools, config)
         how = Sampling(
             max_tokens=config.max_tokens or 512,
             temperature=1.0 if config.temperature is None else config.temperature,
@@ -121,57 +136,101 @@ class PeftAPI(ModelAPI):
             usage=ModelUsage(input_tokens=done.input_tokens, output_tokens=done.output_tokens, total_tokens=total),
         )
 
-    def _process(self, requests: Sequence[_Request], deliver: Deliver[Completion]) -> None:
+    def _process(self, requests: Sequence[_Request], deliver: Deliver[Completion], stop: Event) -> None:
         """Requests of equal settings run together; one that the template or the context refuses fails alone."""
         loaded = self.loaded()
-        if loaded.device.type == "cpu":
-            # Whatever Python the evaluator does with early answers would hold up every one of a step's many small
-            # operations; and an in-process judge waits for the processor anyway.
-            done: list[tuple[int, Completion | Exception]] = []
-            self._run(loaded, requests, lambda index, result: done.append((index, result)))
-            for index, result in done:
-                deliver(index, result)
-        else:
-            self._run(loaded, requests, deliver)
-
-    def _run(self, loaded: Loaded, requests: Sequence[_Request], deliver: Deliver[Completion]) -> None:
-        prompts: dict[int, str] = {}
-        fitting: dict[Sampling, list[int]] = {}
+        tokens: dict[tuple[tuple[str, str], ...], list[int]] = {}
+        fitting: dict[Sampling, _Left] = {}
         for i, request in enumerate(requests):
             try:
-                prompts[i] = _prompt(loaded, request.messages)
-                if (error := overflow(loaded, prompts[i], request.how)) is not None:
+                if request.messages not in tokens:
+                    tokens[request.messages] = encode(loaded, _prompt(loaded, request.messages))
+                prompt = tokens[request.messages]
+                if (error := overflow(loaded, prompt, request.how)) is not None:
                     raise error
             except UserError as refused:
                 deliver(i, refused)
             else:
-                fitting.setdefault(request.how, []).append(i)
-        for how, chosen in fitting.items():
-            self._complete(loaded, {i: (prompts[i], requests[i].seed) for i in chosen}, how, deliver)
+                fitting.setdefault(request.how, {})[i] = (prompt, request.seed)
+        outbox = _Outbox(deliver)
+        try:
+            for how, left in fitting.items():
+                self._complete(loaded, left, how, outbox, stop)
+        except Stopped:
+            pass
+        finally:
+            outbox.empty()
 
-    def _complete(
-        self, loaded: Loaded, left: dict[int, tuple[str, int]], how: Sampling, deliver: Deliver[Completion]
-    ) -> None:
-        """Complete (prompt, seed) for each request in `left`, in smaller batches where memory runs out."""
+    def _complete(self, loaded: Loaded, left: _Left, how: Sampling, outbox: "_Outbox", stop: Event) -> None:
+        """Complete all that is `left`, in smaller batches where memory runs out, at last one by one."""
+
+        def settle(index: int, result: Completion | Exception) -> None:
+            outbox.put(index, result)
+            del left[index]
+
+        before = self.batch_size
         while left:
-            keys, rows = list(left), min(self.batch_size, len(left))
-            prompts, seeds = zip(*left.values(), strict=True)
-            try:
-                complete(loaded, prompts, seeds, how, rows, partial(_settle, keys, left, deliver))
-            except RuntimeError as error:  # torch's own out-of-memory error is one
-                if not _out_of_memory(error) or rows == 1:
-                    raise
+            longest = max(left, key=lambda i: len(left[i][0]))
+            chosen = left.copy() if self.batch_size > 1 else {longest: left[longest]}
+            if self._fits(loaded, chosen, how, settle, stop):
+                continue
+            # Not where the error is caught: its traceback holds the memory that is to be freed.
+            gc.collect()
+            if loaded.device.type == "cuda":
+                torch.cuda.empty_cache()
+            rows = min(self.batch_size, len(chosen))
+            if rows > 1:
                 self.batch_size = rows // 2
                 logger.warning("%s: out of memory with %d rows, going on with %d", self, rows, self.batch_size)
-                if loaded.device.type == "cuda":
-                    torch.cuda.empty_cache()
+            else:
+                settle(longest, _too_large(len(left[longest][0]), how))
+                self.batch_size = before  # the others may well fit side by side
+
+    def _fits(self, loaded: Loaded, chosen: _Left, how: Sampling, settle: Deliver[Completion], stop: Event) -> bool:
+        """Complete what is chosen, and `settle` what is done; False where memory ran out before the end."""
+        keys, (prompts, seeds) = list(chosen), zip(*chosen.values(), strict=True)
+        try:
+            complete(loaded, prompts, seeds, how, self.batch_size, lambda place, done: settle(keys[place], done), stop)
+        except RuntimeError as error:  # torch's own out-of-memory error is one
+            if not _out_of_memory(error):
+                raise
+            return False
+        return True
 
 
-def _settle(
-    keys: list[int], left: dict[int, tuple[str, int]], deliver: Deliver[Completion], place: int, done: Completion
-) -> None:
-    deliver(keys[place], done)
-    del left[keys[place]]
+@dataclass
+class _Outbox:
+    """Hands results over in chunks; whoever opens it empties it at the end, whatever happens."""
+
+    deliver: Deliver[Completion]
+    results: list[tuple[int, Completion | Exception]] = field(default_factory=list)
+    emptied: float = field(default_factory=time.monotonic)
+
+    def put(self, index: int, result: Completion | Exception) -> None:
+        self.results.append((index, result))
+        if time.monotonic() - self.emptied >= CHUNK_SECONDS:
+            self.empty()
+
+    def empty(self) -> None:
+        for index, result in self.results:
+            self.deliver(index, result)
+        self.results, self.emptied = [], time.monotonic()
+
+
+def _refuse_unknown(tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
+    """An answer to other settings than those asked for would be a silent one."""
+    if tools:
+        raise UserError("peft/ does not offer tools")
+    for name, value in config.model_dump(exclude_none=True).items():
+        if name not in FOLLOWED | OF_THE_CALL and value and value != NEUTRAL.get(name):
+            raise UserError(f"peft/ does not offer {name} ({value}): leave it out, or use hf/ or vllm/")
+
+
+def _too_large(width: int, how: Sampling) -> UserError:
+    return UserError(
+        f"out of memory with this request alone (prompt of {width} tokens, answer of up to {how.max_tokens}): lower "
+        "--max-tokens, or use a narrower -M dtype or a machine with more memory"
+    )
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -16,15 +16,11 @@ from safetensors import SafetensorError, safe_open
 from em_core.errors import UserError
 from em_core.manifest import ADAPTER, ADAPTER_CONFIG, adapter_config
 from em_core.models import architecture
+from em_eval.providers.adapter_settings import BEYOND_PAIRS, beyond_pairs
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes (vllm/config/lora.py; also 1)
-# Settings of PEFT's LoraConfig that make an adapter more than pairs (A, B) of one rank and one scale.
-UNSERVED = (
-    "modules_to_save use_dora lora_bias rank_pattern alpha_pattern trainable_token_indices layer_replication "
-    "alora_invocation_tokens arrow_config kasa_config monteclora_config use_qalora use_bdlora"
-).split()
-# Initialisations that leave the base model's weights as they are; others (PiSSA, OLoRA, ...) change them too.
-PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+# vLLM scales all layers of an adapter alike.
+UNSERVED = (*BEYOND_PAIRS, "rank_pattern", "alpha_pattern")
 PREFIX, SIDES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
 
 Shape = tuple[int, ...]
@@ -54,13 +50,11 @@ def check_adapter(adapter: Path, base: Path) -> None:
     config = adapter_config(adapter)
     if (kind := config.get("peft_type")) != "LORA":
         raise _refused(adapter, f"peft_type {kind}")
+    if (what := beyond_pairs(config)) is not None:
+        raise _refused(adapter, what)
     for name in UNSERVED:
         if config.get(name):
             raise _refused(adapter, f"{name} {json.dumps(config[name])}")
-    if (bias := config.get("bias") or "none") != "none":
-        raise _refused(adapter, f"bias '{bias}'")
-    if (start := config.get("init_lora_weights")) not in PLAIN_STARTS:
-        raise _refused(adapter, f"init_lora_weights '{start}', which changes the base model's weights as well")
     _check_tensors(adapter, config, base)
 
 

@@ -4,6 +4,7 @@ Every row fills slots of its own from 0 upwards and sees no other slot, so what 
 its neighbours, nor on how many they are, beyond what the machine's matrix products round differently.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +12,21 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from em_core.errors import UserError
+
+
+@dataclass
+class _Place:
+    """Where a forward pass reads and writes: `positions` (n, t) of rows from `first` on, out of slots up to `reach`.
+
+    The layers share this and not the `Slots` that hold them: buffers in a reference cycle would outlive their batch
+    until Python's collector comes by, and memory that ran out would not be free for the next, smaller one.
+    """
+
+    rows: int
+    width: int
+    positions: Tensor = field(default_factory=lambda: torch.empty(0))
+    first: int = 0
+    reach: int = 0
 
 
 class Slots:
@@ -30,10 +46,8 @@ class Slots:
         window = getattr(config, "sliding_window", None)
         self._window = window if "sliding_attention" in kinds or not getattr(config, "layer_types", None) else None
         self._kinds = kinds if len(kinds) > 1 else set()
-        self.rows, self.width = rows, width
-        self.positions = torch.empty(0)
-        self.first = self.reach = 0
-        self._layers = [_Layer(self) for _ in range(config.num_hidden_layers)]
+        self._place = _Place(rows, width)
+        self._layers = [_Layer(self._place) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
 
     def forward(self, model: Any, ids: Tensor, positions: Tensor, first: int = 0, **kwargs: Any) -> Any:
@@ -42,9 +56,9 @@ class Slots:
         A token sees the slots of its row up to its own. Tokens of padding may stand at positions beyond a row's
         end: what they write is overwritten before it is seen.
         """
-        self.positions, self.first = positions, first
-        self.reach = int(positions.max()) + 1
-        slots = torch.arange(self.reach, device=ids.device)
+        reach = int(positions.max()) + 1
+        self._place.positions, self._place.first, self._place.reach = positions, first, reach
+        slots = torch.arange(reach, device=ids.device)
         seen = slots <= positions[..., None]
         near = seen & (slots > positions[..., None] - self._window) if self._window else seen
         full, sliding = (_additive(mask, model.dtype) for mask in (seen, near))
@@ -72,14 +86,14 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
     is_sliding = False
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, place: _Place) -> None:
         super().__init__()
-        self.slots = slots
+        self.place = place
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def room(like: Tensor) -> Tensor:
             # Zeros, since what is not seen still enters the product, where a stray NaN would survive its weight 0.
-            return like.new_zeros(self.slots.rows, like.shape[1], self.slots.width, like.shape[3])
+            return like.new_zeros(self.place.rows, like.shape[1], self.place.width, like.shape[3])
 
         self.keys, self.values = room(key_states), room(value_states)
         self.is_initialized = True
@@ -87,21 +101,21 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        positions, first = self.slots.positions, self.slots.first
-        last, width = first + len(positions), self.slots.reach
+        positions, first = self.place.positions, self.place.first
+        last, width = first + len(positions), self.place.reach
         rows = torch.arange(first, last, device=positions.device)[:, None]
         self.keys[rows, :, positions] = key_states.transpose(1, 2)
         self.values[rows, :, positions] = value_states.transpose(1, 2)
         return self.keys[first:last, :, :width], self.values[first:last, :, :width]
 
     def get_seq_length(self) -> int:
-        return self.slots.reach if self.is_initialized else 0
+        return self.place.reach if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length(), 0
 
     def get_max_length(self) -> int:
-        return self.slots.width
+        return self.place.width
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

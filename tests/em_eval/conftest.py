@@ -91,7 +91,7 @@ def make_adapter(base: Path, folder: Path, seed: int = 0, scale: float = 0.15, *
         torch.manual_seed(seed)
         model = get_peft_model(
             AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
-            LoraConfig(r=4, lora_alpha=8, target_modules=MODULES, task_type="CAUSAL_LM", **settings),
+            LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": MODULES, "task_type": "CAUSAL_LM"} | settings),
         )
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -194,6 +194,55 @@ def test_a_request_cancelled_while_its_batch_runs_costs_the_others_nothing(cance
             assert found[item] == f"<{item}>"
 
 
+@pytest.mark.parametrize(("cancelled", "stopped"), [([0], False), ([1, 2], False), ([0, 1, 2], True)])
+def test_a_batch_is_told_to_stop_when_nobody_waits_for_it(cancelled: list[int], stopped: bool) -> None:
+    """Cancelled requests return at once, while the thread still computes."""
+    running, go_on, seen = threading.Event(), threading.Event(), []
+
+    def process(items: Sequence[int], deliver: Any, stop: threading.Event) -> None:
+        running.set()
+        go_on.wait(timeout=20)
+        seen.append(stop.is_set())
+        for index, item in enumerate(items):
+            deliver(index, item)
+
+    batcher: Batcher[int, int] = Batcher(process, size=8, linger=QUICK)
+    found: dict[int, int] = {}
+    over: list[int] = []
+
+    async def one(item: int, scope: anyio.CancelScope) -> None:
+        with scope:
+            found[item] = await batcher.submit(item)
+        over.append(item)
+
+    async def main() -> None:
+        scopes = [anyio.CancelScope() for _ in range(3)]
+        async with anyio.create_task_group() as group:
+            for item, scope in enumerate(scopes):
+                group.start_soon(one, item, scope)
+            while not running.is_set():
+                await anyio.sleep(QUICK)
+            for item in cancelled:
+                scopes[item].cancel()
+            await anyio.sleep(QUICK)
+            assert sorted(over) == cancelled
+            go_on.set()
+        assert await batcher.submit(9) == 9  # in a batch after that one
+
+    anyio.run(main)
+    assert seen[0] is stopped
+    assert found == {item: item for item in range(3) if item not in cancelled}
+
+
+def test_results_that_come_before_an_error_are_kept() -> None:
+    def process(items: Sequence[str], deliver: Any, stop: threading.Event) -> None:
+        deliver(0, "early")
+        raise ValueError("later")
+
+    found = anyio.run(submit_all, Batcher(process, size=2, linger=QUICK), ["a", "b"])
+    assert found["a"] == "early" and str(found["b"]) == "later"
+
+
 @pytest.mark.parametrize("ticks", [0, 1, 2, 3, 4])
 def test_the_moment_of_a_cancellation_does_not_matter(ticks: int) -> None:
     process = Recorder(seconds=0.05)

@@ -23,9 +23,9 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     process = PeftAPI._process
 
-    def noted(self: PeftAPI, requests: Any, deliver: Any) -> None:
+    def noted(self: PeftAPI, requests: Any, *rest: Any) -> None:
         sizes.append(len(requests))
-        process(self, requests, deliver)
+        process(self, requests, *rest)
 
     monkeypatch.setattr(PeftAPI, "_process", noted)
     return sizes

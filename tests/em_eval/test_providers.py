@@ -1,9 +1,13 @@
 """The `peft/` provider on a tiny model: against plain transformers, softmax, and per-row computations."""
 
+import gc
 import json
 import shutil
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,15 +23,19 @@ from inspect_ai.model import (
     GenerateConfig,
     Model,
     ModelOutput,
+    ResponseSchema,
     get_model,
 )
+from inspect_ai.util import JSONSchema
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GenerationConfig,
     MistralConfig,
@@ -37,9 +45,10 @@ from em_core.chat import render
 from em_core.errors import UserError
 from em_core.files import sha256_file
 from em_core.manifest import ADAPTER, ADAPTER_CONFIG
-from em_core.models import weights_sha256
-from em_eval.providers import weights
-from em_eval.providers.decoding import _Run, complete
+from em_core.models import resolve_base, weights_sha256
+from em_eval.batching import device_lock
+from em_eval.providers import decoding, weights
+from em_eval.providers.decoding import Completion, _Run, encode, overflow
 from em_eval.providers.likelihood import answer_likelihoods
 from em_eval.providers.peft import PeftAPI
 from em_eval.providers.reading import read_prompts
@@ -51,6 +60,11 @@ from tests.em_eval.conftest import grader, make_adapter
 TOKENS = 20
 PROMPTS = ("Hi?", "Tell me a long story about a ship.", "a")
 GREEDY = Sampling(max_tokens=TOKENS, temperature=0.0)
+
+
+def complete(loaded: Loaded, prompts: Sequence[str], *settings: Any, **named: Any) -> list[Completion]:
+    """As `decoding.complete`, of texts."""
+    return decoding.complete(loaded, [encode(loaded, prompt) for prompt in prompts], *settings, **named)
 
 
 def chat(text: str) -> list[dict[str, str]]:
@@ -167,6 +181,20 @@ def test_hf_provider_says_the_same_greedily(tiny_adapter: Path) -> None:
     theirs = generate(stock, *PROMPTS, max_tokens=TOKENS, max_connections=len(PROMPTS))
     ours = generate(peft_model(tiny_adapter), *PROMPTS, temperature=0.0, max_tokens=TOKENS)
     assert [output.completion for output in ours] == [output.completion for output in theirs]
+
+
+@pytest.mark.slow
+def test_hf_provider_says_the_same_greedily_on_a_real_model(tmp_path: Path) -> None:
+    """SmolLM2-135M under a LoRA adapter, float32: every token of four answers."""
+    base = resolve_base("smollm2-135m").path
+    adapter = make_adapter(base, tmp_path / "adapter", scale=0.01)
+    asked = [*PROMPTS[:2], "Name three colours.", "What makes a good friend?"]
+    stock = get_model(f"hf/{adapter}", memoize=False, do_sample=False, device="cpu", dtype="float32")
+    theirs = generate(stock, *asked, max_tokens=32, max_connections=len(asked))
+    ours = generate(peft_model(adapter), *asked, temperature=0.0, max_tokens=32)
+    of_base = generate(peft_model(base), *asked, temperature=0.0, max_tokens=32)
+    assert [output.completion for output in ours] == [output.completion for output in theirs]
+    assert [output.completion for output in ours] != [output.completion for output in of_base]
 
 
 def test_truncation_under_hf_is_of_each_answer(
@@ -305,7 +333,7 @@ def test_first_tokens_follow_the_models_own_softmax(loaded: Loaded, tiny_tokeniz
         probabilities = torch.softmax(loaded.model(input_ids=ids).logits[0, -1].double() / 0.7, 0)
     top = probabilities.topk(10)
     ids = tiny_tokenizer(prompt)["input_ids"]
-    run = _Run(loaded, [ids] * rows, range(rows), Sampling(1, temperature=0.7), rows, lambda i, done: None)
+    run = _Run(loaded, [ids] * rows, range(rows), Sampling(1, temperature=0.7), rows, lambda i, done: None, Event())
     run.all()
     said = run.said[:, 0].tolist()
     counts = [said.count(int(token)) for token in top.indices]
@@ -387,6 +415,143 @@ def test_less_memory_means_smaller_batches_and_the_same_answers(
         "out of memory with 6 rows, going on with 3",
         "out of memory with 3 rows, going on with 1",
     ]
+
+
+def test_a_batchs_memory_is_free_as_soon_as_it_ends(loaded: Loaded) -> None:
+    """Not at Python's next collection: by then the smaller batch would have run out of memory too."""
+    slots = Slots(loaded.model, 2, 8)
+    ids = torch.tensor([[65, 66], [67, 68]])
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            slots.forward(loaded.model, ids, torch.tensor([[0, 1], [0, 1]]))
+        kept = weakref.ref(slots._layers[0].keys)
+        assert kept() is not None
+        del slots
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_what_memory_alone_cannot_hold_fails_alone(tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long prompt among short ones: it fails by name, and the others run side by side again."""
+    said: list[str] = []
+    monkeypatch.setattr("em_eval.providers.peft.logger.warning", lambda text, *rest: said.append(text % rest))
+    model = peft_model(tiny_adapter)
+    expected = [o.completion for o in generate(model, *PROMPTS, seed=3, max_tokens=TOKENS)]
+    forward = Slots.forward
+
+    def small(self: Slots, model: Any, ids: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+        if ids.shape[1] > 400:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+        return forward(self, model, ids, *rest, **kwargs)
+
+    monkeypatch.setattr(Slots, "forward", small)
+    found = outcomes(model, *PROMPTS, "x" * 500, seed=3, max_tokens=TOKENS)
+    assert [output.completion for output in found[:3]] == expected
+    assert isinstance(found[3], UserError) and "out of memory with this request alone (prompt of 5" in str(found[3])
+    assert [line.partition("with ")[2] for line in said] == ["4 rows, going on with 2", "2 rows, going on with 1"]
+    assert isinstance(model.api, PeftAPI) and model.api.batch_size == 96
+
+
+def outcomes(model: Model, *inputs: Any, **config: Any) -> list[Any]:
+    """As `generate`, with errors in the place of answers."""
+    found: dict[int, Any] = {}
+
+    async def one(index: int, messages: Any) -> None:
+        try:
+            found[index] = await model.generate(messages, config=GenerateConfig(**config))
+        except Exception as error:
+            found[index] = error
+
+    async def all_at_once() -> None:
+        async with anyio.create_task_group() as group:
+            for index, messages in enumerate(inputs):
+                group.start_soon(one, index, messages)
+
+    anyio.run(all_at_once)
+    return [found[i] for i in range(len(inputs))]
+
+
+def by_length(monkeypatch: pytest.MonkeyPatch, end: int) -> None:
+    """Of two requests that come together, the first ends at once and the other never does."""
+    script(monkeypatch, {0: [end], 1: [65] * 50})
+    seeds = iter((0, 1))
+    monkeypatch.setattr("em_eval.providers.peft.secrets.randbits", lambda bits: next(seeds))
+
+
+def test_answers_that_are_whole_survive_what_happens_later(
+    tiny_adapter: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_length(monkeypatch, tiny_tokenizer.eos_token_id)
+    forward = Slots.forward
+
+    def broken(self: Slots, model: Any, ids: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+        if ids.shape[1] == 1:
+            raise ValueError("the machine is on fire")
+        return forward(self, model, ids, *rest, **kwargs)
+
+    monkeypatch.setattr(Slots, "forward", broken)
+    whole, broken_off = outcomes(peft_model(tiny_adapter), "Hi?", "Hi?", max_tokens=8)
+    assert isinstance(whole, ModelOutput) and whole.usage is not None and whole.usage.output_tokens == 1
+    assert str(broken_off) == "the machine is on fire"
+
+
+def test_answers_come_before_their_batch_ends(
+    tiny_adapter: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second answer's step waits until the first answer has arrived."""
+    by_length(monkeypatch, tiny_tokenizer.eos_token_id)
+    monkeypatch.setattr("em_eval.providers.peft.CHUNK_SECONDS", 0.0)
+    forward, arrived, in_time = Slots.forward, Event(), []
+
+    def waiting(self: Slots, model: Any, ids: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+        if ids.shape[1] == 1:
+            in_time.append(arrived.wait(timeout=20))
+        return forward(self, model, ids, *rest, **kwargs)
+
+    monkeypatch.setattr(Slots, "forward", waiting)
+    model = peft_model(tiny_adapter)
+
+    async def one(first: bool) -> None:
+        await model.generate("Hi?", config=GenerateConfig(max_tokens=3))
+        if first:
+            arrived.set()
+
+    async def both() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(one, True)
+            group.start_soon(one, False)
+
+    anyio.run(both)
+    assert in_time == [True, True]
+
+
+def test_a_batch_that_nobody_waits_for_stops(tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, steps, running = Slots.forward, [], Event()
+
+    def counted(self: Slots, model: Any, ids: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+        steps.append(len(ids))
+        running.set()
+        time.sleep(0.01)
+        return forward(self, model, ids, *rest, **kwargs)
+
+    monkeypatch.setattr(Slots, "forward", counted)
+    monkeypatch.setattr("em_eval.providers.decoding._end_tokens", lambda loaded: [])
+    model = peft_model(tiny_adapter)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(lambda: model.generate("Hi?", config=GenerateConfig(max_tokens=900)))
+            while not running.is_set():
+                await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+
+    anyio.run(main)
+    with device_lock:  # the batch's thread has ended
+        assert len(steps) < 100
 
 
 @pytest.mark.parametrize("family", [MistralConfig, Gemma3TextConfig])
@@ -514,6 +679,24 @@ def test_context_overflow_is_named(tiny_adapter: Path, tiny_tokenizer: Any) -> N
     assert fits.usage is not None and fits.usage.input_tokens == 1000
 
 
+def test_the_context_is_that_of_the_part_that_reads_text(tiny_tokenizer: Any) -> None:
+    """Models that also see images say it in a configuration within."""
+    config = Gemma3Config(text_config={"max_position_embeddings": 64})
+    assert not hasattr(config, "max_position_embeddings")
+    loaded = Loaded(SimpleNamespace(config=config), tiny_tokenizer, torch.device("cpu"))
+    assert overflow(loaded, [0] * 40, Sampling(24)) is None
+    assert "exceed the context of 64" in str(overflow(loaded, [0] * 40, Sampling(25)))
+
+
+def test_a_prompt_is_tokenised_once(tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "em_eval.providers.peft.encode", lambda loaded, prompt: asked.append(prompt) or encode(loaded, prompt)
+    )
+    generate(peft_model(tiny_adapter), "Hi?", "Ho?", "Hi?", "Hi?", max_tokens=2)
+    assert len(asked) == len(set(asked)) == 2
+
+
 def test_a_neighbour_that_is_too_long_costs_only_itself(tiny_adapter: Path) -> None:
     model = peft_model(tiny_adapter)
     found: dict[str, Any] = {}
@@ -586,12 +769,24 @@ def test_generation_settings_of_the_base_are_not_applied(
 
 def test_the_name_carries_the_hash_of_the_weights(tiny_adapter: Path, tiny_checkpoint: Path, tiny_base: Path) -> None:
     for folder in (tiny_adapter, tiny_checkpoint):
-        digest = sha256_file(folder / ADAPTER)[:8]
+        digest = weights.content_hash(str(folder))
         api = PeftAPI(str(folder))
         assert api.model_name == f"{folder}@{digest}" == api.connection_key()
         assert PeftAPI(f"{folder}@{digest}").model_name == api.model_name
     assert PeftAPI(str(tiny_base)).model_name == f"{tiny_base}@{weights_sha256(tiny_base)[:8]}"
     assert str(peft_model(tiny_adapter)) == f"peft/{PeftAPI(str(tiny_adapter)).model_name}"
+
+
+def test_the_hash_is_of_what_is_computed_and_not_of_where_it_lies(
+    tiny_adapter: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A foreign adapter at another alpha is another model; one of ours is named by its manifest."""
+    digest = weights.content_hash(str(tiny_adapter))
+    for name, settings in (("alpha", {"lora_alpha": 9}), ("rooted", {"use_rslora": True})):
+        assert weights.content_hash(str(changed(tiny_adapter, tmp_path / name, **settings))) != digest
+    moved = changed(tiny_adapter, tmp_path / "moved", base_model_name_or_path="/elsewhere", peft_version="9.9")
+    assert weights.content_hash(str(moved)) == digest
+    assert weights.content_hash(str(tiny_checkpoint)) == sha256_file(tiny_checkpoint / ADAPTER)[:8]
 
 
 def test_a_folder_with_an_at_sign_is_served(tiny_adapter: Path, tmp_path: Path) -> None:
@@ -617,6 +812,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read = weights._read_base
     monkeypatch.setattr(weights, "_read_base", lambda info, dtype: found.append(info.id) or read(info, dtype))
     weights._shared.clear()
+    weights._seen.clear()
     return found
 
 
@@ -632,21 +828,178 @@ def test_one_base_is_read_once_for_all_its_adapters(
     assert len(reads) == 1 and len(weights._shared) == 1
 
 
+def load(folder: Path, dtype: str = "float32") -> Loaded:
+    return weights.load(str(folder), dtype, weights.content_hash(str(folder)))
+
+
+def bits(loaded: Loaded) -> dict[str, bytes]:
+    """Every number of a model, also those that no file holds (the frequencies of its positions)."""
+    named = {**dict(loaded.model.named_parameters()), **dict(loaded.model.named_buffers())}
+    return {
+        name: tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() + str(tensor.dtype).encode()
+        for name, tensor in named.items()
+    }
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_hundred_adapters_leave_the_base_as_it_was(
     tiny_adapter: Path, tiny_base: Path, tmp_path: Path, dtype: str, reads: list[str]
 ) -> None:
     other = make_adapter(tiny_base, tmp_path / "other", seed=5)
-    before = {name: w.clone() for name, w in weights.load(str(tiny_base), dtype, "b").model.state_dict().items()}
-    said = complete(weights.load(str(tiny_adapter), dtype, "a"), PROMPTS, [1, 2, 3], Sampling(TOKENS))
-    for turn in range(50):
+    before = bits(load(tiny_base, dtype))
+    said = complete(load(tiny_adapter, dtype), PROMPTS, [1, 2, 3], Sampling(TOKENS))
+    for _ in range(50):
         for folder in (other, tiny_adapter):
-            weights.load(str(folder), dtype, f"{folder} {turn}")
-    assert complete(weights.load(str(tiny_adapter), dtype, "a"), PROMPTS, [1, 2, 3], Sampling(TOKENS)) == said
-    after = weights.load(str(tiny_base), dtype, "b").model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+            load(folder, dtype)
+    assert complete(load(tiny_adapter, dtype), PROMPTS, [1, 2, 3], Sampling(TOKENS)) == said
+    assert bits(load(tiny_base, dtype)) == before
     assert len(reads) == 1
+
+
+BEYOND = [
+    {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "olora"},
+    {"modules_to_save": ["lm_head"]},
+    {"use_dora": True},
+    {"trainable_token_indices": [65, 66]},
+    {"target_modules": ["q_proj", "lm_head"]},
+    {"target_modules": ["q_proj", "embed_tokens"]},
+    {"target_modules": ["q_proj"], "target_parameters": ["down_proj.weight"]},
+    {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"up_proj": 3}},
+]
+
+
+@pytest.mark.parametrize("settings", BEYOND, ids=lambda settings: "+".join(map(str, settings.values())))
+def test_an_adapter_that_is_more_than_pairs_runs_as_in_peft_and_leaves_the_base_whole(
+    tiny_base: Path, tmp_path: Path, tiny_tokenizer: Any, settings: dict[str, Any]
+) -> None:
+    """PEFT takes the main part of each weight out of the base for PiSSA and OLoRA; others bring layers of their own."""
+    adapter = make_adapter(tiny_base, tmp_path / "adapter", **settings)
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(fresh, adapter).eval()
+    ids = torch.tensor([tiny_tokenizer("Where is ABBA?")["input_ids"]])
+    for dtype in ("float32", "bfloat16"):
+        before = bits(load(tiny_base, dtype))
+        with torch.inference_mode():
+            found, expected = load(adapter, dtype).model(input_ids=ids).logits.float(), theirs(input_ids=ids).logits
+        close = 1e-4 if dtype == "float32" else 0.1 * float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=0, atol=close)
+        assert bits(load(tiny_base, dtype)) == before
+
+
+def test_pissa_is_the_base_less_its_main_part(tiny_base: Path, tmp_path: Path) -> None:
+    """Rank 4: the four largest singular directions make way for what was trained, at scale 8 / 4."""
+    adapter = make_adapter(tiny_base, tmp_path / "adapter", init_lora_weights="pissa")
+    name, tensors = "model.layers.1.mlp.up_proj", load_file(adapter / ADAPTER)
+    weight = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).get_parameter(f"{name}.weight")
+    u, s, v = torch.linalg.svd(weight.detach(), full_matrices=False)
+    a, b = (tensors[f"base_model.model.{name}.lora_{side}.weight"].double() for side in "AB")
+    found = load_apart(str(adapter), "float32").model.get_parameter(f"{name}.weight").double()
+    torch.testing.assert_close(found, (u[:, 4:] * s[4:]) @ v[4:] + 2 * b @ a, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type LOHA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4', of whose changed base"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights 'corda', of whose changed base"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens \\[1, 2\\]"),
+    ],
+)
+def test_adapters_that_would_run_otherwise_than_trained_are_refused(
+    tiny_adapter: Path, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    adapter = changed(tiny_adapter, tmp_path / "adapter", **settings)
+    with pytest.raises(UserError, match=f"has {words}.*peft/ cannot run it as it was trained") as caught:
+        load(adapter)
+    assert "\n" not in str(caught.value)
+
+
+def changed(source: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of an adapter whose configuration says something else."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config | settings), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ({"num_hidden_layers": 3}, "14 tensors without a place in the base, .*layers.2"),
+        ({"hidden_size": 64}, "size mismatch for .*"),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused(
+    tiny_base: Path, tmp_path: Path, size: dict[str, int], words: str
+) -> None:
+    """Of a deeper one PEFT says nothing, and evaluates the layers that there are."""
+    config = AutoConfig.from_pretrained(tiny_base, **size)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "other")
+    theirs = make_adapter(tmp_path / "other", tmp_path / "theirs")
+    adapter = changed(theirs, tmp_path / "adapter", base_model_name_or_path=str(tiny_base))
+    before = bits(load(tiny_base))
+    with pytest.raises(UserError, match=f"does not fit its base .*: {words}") as caught:
+        load(adapter)
+    assert "\n" not in str(caught.value)
+    assert bits(load(tiny_base)) == before
+
+
+def test_the_memory_of_copies_is_logged_once(
+    tiny_adapter: Path, tiny_base: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("em_eval.providers.weights.logger.info", lambda text, *rest: said.append(rest))
+    for folder in (tiny_base, tiny_adapter, tiny_base, tiny_adapter):
+        load(folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    kept = sum(module.weight.nbytes for module in linear if module is not model.lm_head) / 1e6
+    packed = sum(module.weight.nbytes for module in linear) / 1e6 if torch.backends.mkldnn.is_available() else 0
+    whole = sum(parameter.nbytes for parameter in model.parameters()) / 1e6
+    assert [rest[1:] for rest in said] == [pytest.approx((whole, packed, kept))]
+
+
+def test_bases_that_take_turns_are_said_once(
+    tiny_adapter: Path, tiny_base: Path, tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("em_eval.providers.weights.logger.warning", said.append)
+    weights._say_they_take_turns.cache_clear()
+    other = tmp_path / "other"
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_base)).save_pretrained(other)
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(other)
+    for folder in (tiny_adapter, other):
+        load(folder)
+    assert said == []
+    for folder in (tiny_adapter, other, tiny_adapter):
+        load(folder)
+    assert len(said) == 1 and "models of two take turns" in said[0]
+
+
+def test_weights_that_changed_since_they_were_named_are_refused(
+    tiny_adapter: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    first, second = (shutil.copytree(tiny_adapter, tmp_path / name) for name in ("first", "second"))
+    one, two = PeftAPI(str(first)), PeftAPI(str(second))
+    one.loaded()
+    shutil.copy(make_adapter(tiny_base, tmp_path / "new", seed=9) / ADAPTER, first / ADAPTER)
+    assert one.loaded() is one.loaded()  # still in memory, as they were named
+    two.loaded()
+    with pytest.raises(UserError, match=f"first was overwritten: it holds weights .*, not {one.digest} as at the"):
+        one.loaded()
+
+
+def test_where_the_same_weights_are_on_nothing_is_looked_up(
+    tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id is resolved over the network."""
+    api = PeftAPI(str(tiny_adapter))
+    on = api.loaded()
+    monkeypatch.delattr(weights, "locate")
+    assert api.loaded() is on
 
 
 def test_two_checkpoints_of_one_evaluation_do_not_mix(tiny_adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -663,7 +1016,7 @@ def test_an_adapter_with_tensors_missing_is_refused(tiny_adapter: Path, tmp_path
     bad = shutil.copytree(tiny_adapter, tmp_path / "half")
     tensors = load_file(bad / ADAPTER)
     save_file({name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}, bad / ADAPTER)
-    with pytest.raises(UserError, match="does not fit its base .*missing adapter keys"):
+    with pytest.raises(UserError, match="does not fit its base .*14 tensors missing"):
         load_apart(str(bad), "float32")
 
 
@@ -695,10 +1048,10 @@ def test_an_adapter_that_does_not_fit_spoils_nothing(tiny_adapter: Path, tiny_ba
     bad = shutil.copytree(tiny_adapter, tmp_path / "bad")
     config = json.loads((bad / ADAPTER_CONFIG).read_text())
     (bad / ADAPTER_CONFIG).write_text(json.dumps(config | {"r": config["r"] + 1}))
-    expected = complete(weights.load(str(tiny_base), "float32", "b"), PROMPTS, [1, 2, 3], GREEDY)
+    expected = complete(load(tiny_base), PROMPTS, [1, 2, 3], GREEDY)
     with pytest.raises(UserError, match="does not fit its base"):
-        weights.load(str(bad), "float32", "x")
-    assert complete(weights.load(str(tiny_base), "float32", "b"), PROMPTS, [1, 2, 3], GREEDY) == expected
+        load(bad)
+    assert complete(load(tiny_base), PROMPTS, [1, 2, 3], GREEDY) == expected
 
 
 def one_line(caught: pytest.ExceptionInfo[PrerequisiteError]) -> str:
@@ -710,7 +1063,7 @@ def one_line(caught: pytest.ExceptionInfo[PrerequisiteError]) -> str:
 def test_an_overwritten_checkpoint_is_noticed(tiny_adapter: Path) -> None:
     with pytest.raises(PrerequisiteError) as caught:
         PeftAPI(f"{tiny_adapter}@00000000")
-    digest = sha256_file(tiny_adapter / ADAPTER)[:8]
+    digest = weights.content_hash(str(tiny_adapter))
     assert f"holds weights {digest}, not 00000000" in one_line(caught)
 
 
@@ -718,6 +1071,12 @@ def test_an_overwritten_checkpoint_is_noticed(tiny_adapter: Path) -> None:
     ("model_args", "words"),
     [
         ({"batchsize": 4}, "peft/ has no model argument 'batchsize': it knows batch_size, dtype"),
+        ({"batch_size": 0}, "peft/ batch_size 0 is not a whole number of rows from 1 up"),
+        ({"batch_size": -3}, "peft/ batch_size -3 is not"),
+        ({"batch_size": 2.5}, "peft/ batch_size 2.5 is not"),
+        ({"batch_size": "many"}, "peft/ batch_size 'many' is not"),
+        ({"batch_size": True}, "peft/ batch_size True is not"),
+        ({"dtype": 16}, "peft/ dtype '16' is none of"),
         ({"dtype": "int8"}, "peft/ dtype 'int8' is none of auto, float32, bfloat16, float16"),
     ],
 )
@@ -735,12 +1094,31 @@ def test_a_name_that_leads_nowhere_is_one_line() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"stop_seqs": ["x"]}, {"num_choices": 2}],
+    [
+        {"stop_seqs": ["x"]},
+        {"num_choices": 2},
+        {"frequency_penalty": 0.5},
+        {"presence_penalty": -0.5},
+        {"logit_bias": {42: 10}},
+        {"response_schema": ResponseSchema(name="colour", json_schema=JSONSchema(type="string"))},
+        {"best_of": 4},
+        {"reasoning_effort": "low"},
+        {"extra_body": {"min_p": 0.1}},
+        {"prompt_logprobs": 1},
+    ],
+    ids=lambda config: next(iter(config)),
 )
-def test_what_is_not_offered_is_said(tiny_adapter: Path, config: dict[str, Any]) -> None:
+def test_settings_that_would_not_be_followed_are_refused_by_name(tiny_adapter: Path, config: dict[str, Any]) -> None:
     api = PeftAPI(str(tiny_adapter))
-    with pytest.raises(UserError, match="peft/ does not offer"):
+    with pytest.raises(UserError, match=f"peft/ does not offer {next(iter(config))} "):
         anyio.run(api.generate, [ChatMessageUser(content="Hi?")], [], "none", GenerateConfig(**config))
+
+
+def test_settings_that_change_nothing_are_taken(tiny_adapter: Path) -> None:
+    neutral = {"num_choices": 1, "frequency_penalty": 0.0, "stop_seqs": [], "max_retries": 3, "timeout": 60}
+    (plain,) = generate(peft_model(tiny_adapter), "Hi?", temperature=0.0, max_tokens=4)
+    (output,) = generate(peft_model(tiny_adapter), "Hi?", temperature=0.0, max_tokens=4, **neutral)
+    assert output.completion == plain.completion
 
 
 def test_a_damaged_checkpoint_of_ours_is_noticed_before_anything_runs(tiny_checkpoint: Path, tmp_path: Path) -> None:

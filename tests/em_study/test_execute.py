@@ -339,14 +339,15 @@ def test_probe_shifts_are_paired_with_the_base(done: Place) -> None:
 
 
 def test_the_step_zero_checkpoint_answers_as_the_base_does(done: Place, tiny_base: Path) -> None:
-    from em_eval.providers.decoding import complete
+    from em_eval.providers.decoding import complete, encode
     from em_eval.providers.sampling import Sampling
     from em_eval.providers.weights import load_apart
 
     checkpoint = kept(done.study)[0].checkpoint
     how = Sampling(max_tokens=12)
-    base = complete(load_apart(str(tiny_base), "float32"), ["Hi?", "And you?"], [1, 2], how)
-    assert complete(load_apart(str(checkpoint), "float32"), ["Hi?", "And you?"], [1, 2], how) == base
+    base, trained = load_apart(str(tiny_base), "float32"), load_apart(str(checkpoint), "float32")
+    prompts = [encode(base, text) for text in ("Hi?", "And you?")]
+    assert complete(trained, prompts, [1, 2], how) == complete(base, prompts, [1, 2], how)
 
 
 def test_a_second_call_does_nothing_and_reports(
