@@ -13,7 +13,7 @@ import pandas as pd
 from em_core.manifest import Manifest
 from em_eval.rates import DEFINITIONS, rate
 from em_study.execute import Target
-from em_study.results import Results, Row, collect, hyperparameters
+from em_study.results import Results, Row, collect, hyperparameters, training_of
 from em_study.study import Study
 
 
@@ -73,6 +73,7 @@ def settings(row: Row) -> dict[str, Any]:
         "hyperparameters": ", ".join(f"{name}={value}" for name, value in sorted(hyperparameters(m).items())),
         "penalty": _penalty(m),
         "schedule": m.optimiser.get("schedule"),
+        "training": training_of(m),
         "batch_size": m.config.get("batch_size"),
         "seed": m.config.get("seed"),
     }
