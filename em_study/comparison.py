@@ -30,9 +30,8 @@ from em_study.variance import VarianceShares, variance_shares
 AXES = ("optimiser", "base_model", "dataset", "batch_size", "penalty")
 
 
-
 def _train_loss(manifest: Manifest) -> float | None:
-    """At step 0, where nothing was trained, the held-out loss: rows that it saw as little as those it is to train on."""
+    """At step 0, where nothing was trained, the held-out loss: rows as unseen as those it is to train on."""
     return manifest.loss.held_out if manifest.step == 0 else manifest.loss.train
 
 

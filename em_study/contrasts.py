@@ -1,4 +1,4 @@
-"""Differences between optimisers: paired by prompt and seed, resampled over question families and seeds, Holm over pairs.
+"""Differences between optimisers: paired by prompt and seed, resampled over families and seeds, Holm over pairs.
 
 An optimiser's figure is the unweighted mean over blocks (base model, dataset, batch size, ...), as in the published
 sweep; two optimisers are compared over the blocks and seeds that both have.
@@ -75,15 +75,13 @@ def optimiser_contrasts(
     family_weights = _draw(rng, len(families), draws)
     sums = answers.groupby(["optimiser", "block", "seed", "family"])[value].agg(["sum", "count"])
     wide = sums.unstack("family", fill_value=0)
-    held = {
-        str(name): {(block, at) for _, block, at in part.index} for name, part in wide.groupby(level="optimiser")
-    }
+    held = {str(name): {(block, at) for _, block, at in part.index} for name, part in wide.groupby(level="optimiser")}
     found = []
     for a, b in combinations(sorted(held), 2):
         shared = sorted(held[a] & held[b])
         if shared:
-            sides = [_side(wide, name, shared, families) for name in (a, b)]
-            paired = _Pair(*sides, family_weights, _draw(rng, sides[0].hits.shape[1], draws))
+            first, second = (_side(wide, name, shared, families) for name in (a, b))
+            paired = _Pair(first, second, family_weights, _draw(rng, first.hits.shape[1], draws))
             difference, p = _compare(paired, _intervals(answers, (a, b), shared) if value == "hit" else None)
             counts = (len({block for block, _ in shared}), len({at for _, at in shared}))
             found.append((a, b, difference, p, *counts, _only_one(held[a], held[b])))
@@ -177,7 +175,9 @@ def _over_seeds(pair: _Pair, value: float) -> tuple[float, float] | None:
     return float(t.ppf(0.975, freedom)) * error, float(2 * t.sf(abs(value) / error, freedom))
 
 
-def _intervals(answers: pd.DataFrame, names: tuple[str, str], shared: Sequence[tuple[str, int]]) -> tuple[Interval, Interval]:
+def _intervals(
+    answers: pd.DataFrame, names: tuple[str, str], shared: Sequence[tuple[str, int]]
+) -> tuple[Interval, Interval]:
     cells = pd.MultiIndex.from_frame(answers[["block", "seed"]]).isin(shared)
     sides = [answers[cells & (answers["optimiser"] == name).to_numpy()] for name in names]
     first, second = (rate_interval(side["hit"].astype(float).tolist(), side["family"].tolist()) for side in sides)

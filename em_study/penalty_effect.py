@@ -80,7 +80,12 @@ def _words(row: Row) -> str:
 
 def _effect(key: tuple[str, str, float, str], pairs: Sequence[tuple[Row, Row]], definition: str) -> PenaltyEffect:
     answers = pd.DataFrame(
-        [line for pair in pairs for side, row in zip((WITH, WITHOUT), pair, strict=True) for line in _answers(side, row, definition)]
+        [
+            line
+            for pair in pairs
+            for side, row in zip((WITH, WITHOUT), pair, strict=True)
+            for line in _answers(side, row, definition)
+        ]
     )
     return PenaltyEffect(
         *key,

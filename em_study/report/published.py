@@ -80,7 +80,7 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the measures read: `ends` has one row a finished run on narrow data; `penalties` by the paper's definition."""
+    """What the measures read: `ends` has one row a finished run on narrow data; `penalties` by the paper's rate."""
 
     results: Results
     ends: pd.DataFrame
@@ -239,7 +239,8 @@ def family_spread(evidence: Evidence) -> Measured | None:
         return None
     means = cells.mean()
     spread = float(means.max() - means.min())
-    text = f"{spread:.1f} over {len(means)} models ({means.idxmin()} {means.min():.1f}, {means.idxmax()} {means.max():.1f})"
+    ends = ", ".join(f"{name} {means[name]:.1f}" for name in (means.idxmin(), means.idxmax()))
+    text = f"{spread:.1f} over {len(means)} models ({ends})"
     return Measured(text, spread <= FAMILY_SPREAD)
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from em_core.errors import UserError
 from em_eval.intervals import Interval, rate_interval
-from em_study.contrasts import PAIRED, SEEDS, WIDEST, optimiser_contrasts
+from em_study.contrasts import PAIRED, SEEDS, optimiser_contrasts
 from em_study.extremes import extremes
 from em_study.loss_alignment import loss_alignment
 from em_study.matched import Point, Run, at_end, at_level, difference, furthest_common, interpolate, match, mean
@@ -120,7 +120,13 @@ def test_a_pair_is_compared_over_the_blocks_and_seeds_that_it_shares() -> None:
     }
     rate = {"a": 0.6, "b": 0.3, "c": 0.3}
     rows = [
-        {"optimiser": name, "block": block, "seed": at, "family": f"q{f}", "hit": int(at == 2 or i < 10 * rate[name] + f % 3 - 1)}
+        {
+            "optimiser": name,
+            "block": block,
+            "seed": at,
+            "family": f"q{f}",
+            "hit": int(at == 2 or i < 10 * rate[name] + f % 3 - 1),
+        }
         for name, cells in there.items()
         for block, at in cells
         for f in range(39)
@@ -442,7 +448,9 @@ def test_the_two_ends_of_many_treatments_allow_for_having_been_picked() -> None:
     assert level.level == 2 and (level.lowest.treatment, level.highest.treatment) == ("a", "b")
     assert level.difference.value == pytest.approx(0.3 - 0.1) and level.treatments == 3
     assert level.short == ("d: never reaches 2 (from 3 to 2.9)",)
-    seeds = [replace(one, label=f"{one.label}{i}", points=(Point(0, 3, around(i / 2)),)) for one in runs for i in (0, 1)]
+    seeds = [
+        replace(one, label=f"{one.label}{i}", points=(Point(0, 3, around(i / 2)),)) for one in runs for i in (0, 1)
+    ]
     ((few,), missing) = extremes(seeds[:4], seeds[:4])
     assert missing == ["extremes at equal held-out loss, m: no two runs whose loss falls along checkpoints"]
     reach = stats.studentized_range.ppf(0.95, 2, 2) * math.sqrt(0.125 / 2)

@@ -61,8 +61,8 @@ def alignment_by_loss(
         return finish(
             figure,
             title,
-            f"Each point is one checkpoint on narrow data without a penalty ({'; '.join(kinds)}). Broken line: all points; solid lines: "
-            f"each optimiser's own, where it has three points or more.{without}",
+            f"Each point is one checkpoint on narrow data, no penalty ({'; '.join(kinds)}). Broken line: all points; "
+            f"solid lines: each optimiser's own, where it has three points or more.{without}",
         )
 
 
