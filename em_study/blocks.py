@@ -23,6 +23,12 @@ def run_ends(rows: Sequence[Row]) -> list[Row]:
     return [row for row in trained if row.manifest.step == last[row.manifest.run_id]]
 
 
+def without_penalty(rows: Sequence[Row]) -> list[Row]:
+    """Those that optimisers are compared on: base models, and runs without a penalty, or all where there is no such."""
+    plain = [row for row in rows if row.arm == "base" or not row.manifest.penalty]
+    return plain if any(row.arm != "base" for row in plain) else list(rows)
+
+
 def data_of(row: Row) -> str:
     """Base model, dataset and batch size: what no choice of the optimiser changes."""
     found = settings(row)

@@ -1,9 +1,10 @@
 """Is it the optimiser, or the dose? Differences at the last checkpoints beside those at equal loss, norm and tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from em_eval.intervals import Interval
+from em_study.blocks import without_penalty
 from em_study.comparison import ended, matched_by, runs_by
 from em_study.matched import Matched, at_end, mean
 from em_study.results import Results
@@ -63,7 +64,8 @@ class DoseTable:
 
 
 def dose_table(results: Results, outcome: str) -> DoseTable:
-    """The comparisons of `em compare` on one outcome: "rate", "alignment" or "probe"."""
+    """The comparisons of `em compare` on one outcome, "rate", "alignment" or "probe", of runs without a penalty."""
+    results = replace(results, rows=without_penalty(results.rows))
     matched, missing = matched_by(results, outcome)
     runs, _ = runs_by(results, "tokens_seen", outcome)
     cells = over_blocks([*at_end(ended(results, outcome)), *matched])

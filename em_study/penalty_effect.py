@@ -16,7 +16,7 @@ from em_eval.intervals import Interval
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.blocks import data_of, setting_of
 from em_study.contrasts import optimiser_contrasts
-from em_study.results import Row
+from em_study.results import Row, penalty_words
 
 ONE_SEED = "one seed: no interval"
 WITH, WITHOUT = "a: with", "b: without"  # in order
@@ -63,19 +63,18 @@ def penalty_effects(ends: Sequence[Row], definition: str = HEADLINE) -> tuple[li
         if (other := plain.get(_alike(row))) is None:
             missing.append(f"{row.label}: no finished run without a penalty is alike in all else: in no effect")
             continue
-        key = (str(row.manifest.optimiser["name"]), str(penalty["name"]), float(penalty["strength"]), _words(row))
+        key = (
+            str(row.manifest.optimiser["name"]),
+            str(penalty["name"]),
+            float(penalty["strength"]),
+            penalty_words(row.manifest),
+        )
         groups.setdefault(key, []).append((row, other))
     return [_effect(key, pairs, definition) for key, pairs in sorted(groups.items(), key=lambda item: item[0])], missing
 
 
 def _alike(row: Row) -> tuple[str, str, str, object]:
     return data_of(row), str(row.manifest.optimiser["name"]), setting_of(row), row.manifest.config.get("seed")
-
-
-def _words(row: Row) -> str:
-    penalty = row.manifest.penalty or {}
-    given = (row.manifest.config.get("penalty") or {}).get("hyperparameters") or {}
-    return ", ".join([f"{penalty['name']} {penalty['strength']:g}", *(f"{k} {v}" for k, v in sorted(given.items()))])
 
 
 def _effect(key: tuple[str, str, float, str], pairs: Sequence[tuple[Row, Row]], definition: str) -> PenaltyEffect:

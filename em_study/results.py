@@ -79,7 +79,8 @@ class Results:
     """Everything that a report shows.
 
     Attributes:
-        contrasts: of the optimisers at the last checkpoints of finished runs on narrow data.
+        contrasts: of the optimisers at the last checkpoints of finished runs on narrow data, without a penalty
+            where there are such.
         not_contrasted: optimisers with several settings in one block, which no average is taken over: a line each.
         verdict: the order found, or "not distinguishable", in words.
         judge: facts of the judge as kept in the logs' metadata (method, measured figures).
@@ -116,7 +117,7 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
         evaluation: name of the `em` evaluation whose answers the rows hold; by default the study's first.
         absent: as `em_study.execute.absent` finds it, to be shown beside the rows.
     """
-    from em_study.blocks import run_ends, several_settings  # which read results themselves
+    from em_study.blocks import run_ends, several_settings, without_penalty  # which read results themselves
     from em_study.comparison import eligible_answers
 
     evaluations = {"em": evaluation or _first(study, "em"), "preference": _first(study, "preference")}
@@ -134,7 +135,7 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
             base_probe[row.manifest.base.weights_sha256] = {pair.id: pair.margin for pair in row.probe}
         not_asked = tuple(task for task, name in evaluations.items() if name not in target.asked and task not in here)
         rows.append(replace(row, not_asked=not_asked))
-    ends = run_ends(rows)
+    ends = without_penalty(run_ends(rows))
     last = eligible_answers(ends)
     several = several_settings(ends)
     if len(last):
@@ -288,16 +289,14 @@ def _verdict(last: pd.DataFrame, contrasts: list[OptimiserContrast], several: Ma
     ranked = rates.mean().sort_values()
     order = " < ".join(f"{display_name(str(name))} {rate:.1%}" for name, rate in ranked.items())
     told = [c for c in contrasts if c.distinguishable]
+    others = "; the other pairs are not" if len(told) < len(contrasts) else ""
     if not told:
         return (
             f"The optimisers are not distinguishable: {order}, but no pair differs at 5 % after Holm's correction."
             + without
         )
     pairs = ", ".join(f"{display_name(c.a)} and {display_name(c.b)}" for c in told)
-    return (
-        f"Order found: {order}. Distinguishable at 5 % after Holm's correction: {pairs}; the other pairs are not."
-        + without
-    )
+    return f"Order found: {order}. Distinguishable at 5 % after Holm's correction: {pairs}{others}." + without
 
 
 def display_name(optimiser: str) -> str:
@@ -377,6 +376,15 @@ def training_of(manifest: Manifest) -> str:
     return ", ".join(f"{word} {config[name]:g}" for name, word in words.items() if config.get(name) is not None)
 
 
+def penalty_words(manifest: Manifest) -> str:
+    """The penalty with its strength and whatever else it was given; "none" without."""
+    penalty = manifest.config.get("penalty")
+    if not penalty:
+        return "none"
+    given = sorted((penalty.get("hyperparameters") or {}).items())
+    return ", ".join([f"{penalty['name']} {penalty['strength']:g}", *(f"{name} {value}" for name, value in given)])
+
+
 def treatment_of(manifest: Manifest) -> str:
     """What the trainer chose, in words: optimiser, rate, penalty, and what of the other settings is no default."""
     words = [f"{display_name(str(manifest.optimiser['name']))} lr {manifest.optimiser['lr']:g}"]
@@ -386,7 +394,7 @@ def treatment_of(manifest: Manifest) -> str:
         words.append(str(schedule))
     if warmup := manifest.config.get("warmup_steps"):
         words.append(f"warm-up {warmup}")
-    if (penalty := _penalty_of(manifest)) != "no penalty":
+    if (penalty := penalty_words(manifest)) != "none":
         words.append(penalty)
     return ", ".join(words)
 

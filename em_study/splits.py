@@ -14,7 +14,7 @@ from em_core.errors import UserError
 from em_eval.answers import Answer
 from em_eval.intervals import Interval, rate_interval
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_study.blocks import block_of, run_ends, several_settings
+from em_study.blocks import block_of, run_ends, several_settings, without_penalty
 from em_study.results import Row, display_name
 
 PLAIN = ("plain", "")  # "": logs that do not say
@@ -106,7 +106,7 @@ def order(split: Split, rows: Sequence[Row]) -> list[tuple[str, float]]:
     """
     definition = DEFINITIONS[split.definition]
     hits: dict[str, dict[str, list[float]]] = {}
-    ends = run_ends(rows)
+    ends = without_penalty(run_ends(rows))
     several = several_settings(ends)
     for row in ends:
         if str(row.manifest.optimiser["name"]) in several:

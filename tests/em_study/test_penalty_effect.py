@@ -8,6 +8,7 @@ from scipy import stats
 
 from em_study.blocks import run_ends
 from em_study.penalty_effect import ONE_SEED, penalty_effects
+from em_study.results import Row
 from tests.em_study.report.samples import seeded_results
 
 
@@ -28,7 +29,7 @@ def test_pairs_differ_in_the_penalty_alone(tmp_path: Path) -> None:
 def test_training_loss_is_that_of_all_rows_where_both_have_it(tmp_path: Path) -> None:
     ends = run_ends(seeded_results(tmp_path).rows)
 
-    def measured(row, by):  # type: ignore[no-untyped-def]
+    def measured(row: Row, by: float) -> Row:
         loss = row.manifest.loss.model_copy(update={"train_rows": 2.0 + by * bool(row.manifest.penalty)})
         return replace(row, manifest=row.manifest.model_copy(update={"loss": loss}))
 

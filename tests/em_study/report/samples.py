@@ -308,6 +308,17 @@ def _seeded_run(root: Path, dataset: str, setting: tuple[str, float, int, bool],
         elif step in ASKED:
             rows.append(row)
         else:
-            bare = {"answers": [], "rate": None, "eligible": 0, "total": 0, "alignment": None, "coherent": None}
-            rows.append(replace(row, **bare, outcomes={}, not_asked=("em",)))
+            rows.append(
+                replace(
+                    row,
+                    answers=[],
+                    rate=None,
+                    eligible=0,
+                    total=0,
+                    alignment=None,
+                    coherent=None,
+                    outcomes={},
+                    not_asked=("em",),
+                )
+            )
     return rows

@@ -175,7 +175,7 @@ def test_the_verdict_ranks_by_blocks_that_all_share() -> None:
         "The optimisers are not distinguishable: Lion 20.0% < Muon 30.0% < AdamW 50.0%, "
         "but no pair differs at 5 % after Holm's correction."
     )
-    assert "Distinguishable at 5 % after Holm's correction: Lion and Muon;" in _verdict(
+    assert "Distinguishable at 5 % after Holm's correction: Lion and Muon." in _verdict(
         last, [replace(unsure, p=0.049)]
     )
     assert _verdict(last[last["optimiser"] == "lion"], []) == "Too few evaluated optimisers to compare."
