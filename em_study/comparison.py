@@ -1,11 +1,14 @@
-"""From a study's results to its comparisons: contrasts, variance shares, loss and alignment, matched runs.
+"""From a study's results to its comparisons: contrasts, variance shares, loss and alignment, matched runs, extremes,
+penalties.
 
 Compared are runs on narrow data; benign arms and base models are not. A block is what must be equal for two
-optimisers to be compared: base model, dataset, batch size and penalty.
+optimisers to be compared: base model, dataset, batch size and penalty. What an optimiser is set to (rate,
+hyper-parameters, schedule, length) is its setting: one of several is not an optimiser's figure.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -13,20 +16,27 @@ from em_core.errors import UserError
 from em_core.manifest import MANIFEST, Manifest, read_manifest
 from em_eval.intervals import Interval
 from em_eval.rates import DEFINITIONS, HEADLINE
+from em_study.blocks import NOT_COMPARED, SETTINGS, block_of, data_of, run_ends, setting_of
 from em_study.contrasts import OptimiserContrast
+from em_study.extremes import Extremes, extremes
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.matched import Matched, Point, Run, match
+from em_study.penalty_effect import PenaltyEffect, penalty_effects
 from em_study.plan import is_done
-from em_study.results import Results, Row
-from em_study.table import checkpoint_table, settings
+from em_study.results import Results, Row, treatment_of
+from em_study.table import checkpoint_table
 from em_study.variance import VarianceShares, variance_shares
 
 AXES = ("optimiser", "base_model", "dataset", "batch_size", "penalty")
-SETTINGS = ("lr", "hyperparameters", "schedule")  # an optimiser's own
-NOT_COMPARED = ("base", "benign")
+
+
+def _train_loss(manifest: Manifest) -> float | None:
+    """At step 0, where nothing was trained, the held-out loss: rows as unseen as those it is to train on."""
+    return manifest.loss.held_out if manifest.step == 0 else manifest.loss.train
+
 
 QUANTITIES: dict[str, Callable[[Manifest], float | None]] = {
-    "train_loss": lambda m: m.loss.train,
+    "train_loss": _train_loss,
     "held_out_loss": lambda m: m.loss.held_out,
     "norm_ba": lambda m: m.dose.norm_ba if m.dose else 0.0,
     "tokens_seen": lambda m: float(m.tokens_seen),
@@ -36,6 +46,7 @@ OUTCOMES: dict[str, Callable[[Row], Interval | None]] = {
     "alignment": lambda row: row.alignment,
     "probe": lambda row: row.shift,
 }
+TASKS = {"rate": "em", "alignment": "em", "probe": "preference"}  # that tell an outcome
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class Comparison:
     variance: list[VarianceShares]
     loss_alignment: list[LossAlignment]
     matched: list[Matched]
+    extremes: list[Extremes]
+    penalties: list[PenaltyEffect]
     missing: list[str]
 
 
@@ -59,9 +72,11 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
     table = checkpoint_table({"": results})
     trained = table[~table["arm"].isin(NOT_COMPARED)] if len(table) else table
     missing = [*results.absent, *(f"{row.label}: {what}" for row in results.rows for what in row.missing)]
+    missing += results.not_contrasted
     if not len(trained):
-        return Comparison([], [], [], [], [*missing, "no trained checkpoint on narrow data"])
-    ends = {str(row.checkpoint) for row in run_ends(results.rows)}
+        return Comparison([], [], [], [], [], [], [*missing, "no trained checkpoint on narrow data"])
+    run_ended = run_ends(results.rows)
+    ends = {str(row.checkpoint) for row in run_ended}
     last = trained[trained["checkpoint"].isin(ends)]
     variance: list[VarianceShares] = []
     for name in ("rate", "mean_alignment"):
@@ -69,15 +84,30 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
             variance.append(variance_shares(last, name, AXES, SETTINGS))
         except UserError as error:
             missing.append(f"variance of {name}: {error}")
-    regressions: list[LossAlignment] = []
-    for loss in ("train_loss", "held_out_loss"):
-        try:
-            regressions.append(loss_alignment(trained, loss))
-        except UserError as error:
-            missing.append(f"alignment on {loss}: {error}")
+    regressions, lost = _regressions(results, trained)
+    missing += lost
     matched, lost = matched_by(results, outcome, levels)
     missing += [text for text in lost if text not in missing]
-    return Comparison(results.contrasts, variance, regressions, matched, missing)
+    apart, lost = extremes_by(results, outcome, (levels or {}).get("held_out_loss"))
+    missing += [text for text in lost if text not in missing]
+    effects, lost = penalty_effects(run_ended)
+    missing += lost
+    return Comparison(results.contrasts, variance, regressions, matched, apart, effects, missing)
+
+
+def _regressions(results: Results, trained: pd.DataFrame) -> tuple[list[LossAlignment], list[str]]:
+    """One a base model and loss, over runs without a penalty; and what could not be computed."""
+    found: list[LossAlignment] = []
+    missing = []
+    asked = {str(row.checkpoint) for row in results.rows if "em" not in row.not_asked}
+    plain = trained[(trained["penalty"] == "none") & trained["checkpoint"].isin(asked)]
+    for base, part in plain.groupby("base_model", sort=True):
+        for loss in ("train_loss", "held_out_loss"):
+            try:
+                found.append(loss_alignment(part, loss, Path(str(base)).name))
+            except UserError as error:
+                missing.append(f"alignment on {loss}, {Path(str(base)).name}: {error}")
+    return found, missing
 
 
 def matched_by(
@@ -89,48 +119,67 @@ def matched_by(
     for quantity in QUANTITIES:
         runs, lost = runs_by(results, quantity, outcome)
         missing += [text for text in lost if text not in missing]
-        found = match(quantity, runs, (levels or {}).get(quantity))
+        found, short = match(quantity, runs, (levels or {}).get(quantity))
+        missing += [f"matched {quantity}: {text}" for text in short]
         if not found:
-            missing.append(f"matched {quantity}: no block whose runs have two evaluated checkpoints each")
+            missing.append(f"matched {quantity}: no block with two optimisers that have two evaluated checkpoints each")
         matched += found
     return matched, missing
 
 
-def run_ends(rows: Sequence[Row]) -> list[Row]:
-    """The last checkpoint of each run on narrow data; a run that is not done has no end yet."""
-    trained = [row for row in rows if row.arm not in NOT_COMPARED and is_done(row.checkpoint.parent)]
-    last: dict[str, int] = {}
-    for row in trained:
-        last[row.manifest.run_id] = max(row.manifest.step, last.get(row.manifest.run_id, 0))
-    return [row for row in trained if row.manifest.step == last[row.manifest.run_id]]
+def extremes_by(results: Results, outcome: str, level: float | None = None) -> tuple[list[Extremes], list[str]]:
+    """The two ends of all treatments of each block of data, and what is missing, by name."""
+    followed, _ = runs_by(results, "held_out_loss", outcome)
+    return extremes(ended(results, outcome), followed, level)
 
 
 def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], list[str]]:
-    """Each run as points of (`quantity`, `outcome`) along its checkpoints, and what is missing, by name.
+    """Each finished run as points of (`quantity`, `outcome`) along its checkpoints, and what is missing, by name.
 
-    At step 0 a run has the base model's outcome, and its own manifest's losses (on its own data).
+    At step 0 a run has the base model's outcome, and its own manifest's losses (on its own data). A checkpoint that
+    was not asked for the outcome is no point, and is not missing.
     """
     read, judge = QUANTITIES[quantity], OUTCOMES[outcome]
     bases = {row.manifest.base.weights_sha256: judge(row) for row in results.rows if row.arm == "base"}
     points: dict[str, list[Point]] = {}
     runs: dict[str, Row] = {}
+    unfinished: dict[str, str] = {}
     missing = []
     for row in results.rows:
-        if row.arm in NOT_COMPARED:
-            continue
         run_id = row.manifest.run_id
+        if row.arm in NOT_COMPARED or run_id in unfinished:
+            continue
         if run_id not in runs:
+            if not is_done(row.checkpoint.parent):
+                unfinished[run_id] = f"{_run_label(row)}: not trained to its end: in no comparison"
+                continue
             runs[run_id] = row
             points[run_id] = _start(row, read, bases.get(row.manifest.base.weights_sha256))
         x, y = read(row.manifest), judge(row)
-        if x is None or y is None:
-            missing.append(f"{row.label}: no {quantity if x is None else outcome}")
-        else:
+        if x is not None and y is not None:
             points[run_id].append(Point(row.manifest.step, x, y))
+        elif y is not None or TASKS[outcome] not in row.not_asked:
+            missing.append(f"{row.label}: no {quantity if x is None else outcome}")
     return [
-        Run(_run_label(row), str(row.manifest.optimiser["name"]), block_of(row), tuple(points[run_id]))
+        Run(
+            label=_run_label(row),
+            optimiser=str(row.manifest.optimiser["name"]),
+            block=block_of(row),
+            points=tuple(points[run_id]),
+            setting=setting_of(row),
+            treatment=treatment_of(row.manifest),
+            data=data_of(row),
+        )
         for run_id, row in runs.items()
-    ], missing
+    ], [*unfinished.values(), *missing]
+
+
+def ended(results: Results, outcome: str) -> list[Run]:
+    """The finished runs that have the outcome at their last checkpoint."""
+    ends = run_ends(results.rows)
+    bases = [row for row in results.rows if row.arm == "base"]
+    runs, _ = runs_by(replace(results, rows=[*bases, *ends]), "tokens_seen", outcome)
+    return [run for run in runs if any(point.step > 0 for point in run.points)]
 
 
 def _start(row: Row, read: Callable[[Manifest], float | None], base: Interval | None) -> list[Point]:
@@ -142,15 +191,8 @@ def _start(row: Row, read: Callable[[Manifest], float | None], base: Interval | 
 
 
 def _run_label(row: Row) -> str:
-    return (
-        f"{row.manifest.optimiser['name']} lr {row.manifest.optimiser['lr']:g} seed {row.manifest.config.get('seed')}"
-    )
-
-
-def block_of(row: Row) -> str:
-    found = settings(row)
-    words = [str(found["base_model"]).rsplit("/", 1)[-1], str(found["dataset"]), f"batch {found['batch_size']}"]
-    return ", ".join(words if found["penalty"] == "none" else [*words, f"penalty {found['penalty']}"])
+    """As the row is called in the tables, which tells every run apart."""
+    return row.label.removesuffix(f", step {row.manifest.step}")
 
 
 def eligible_answers(rows: Sequence[Row]) -> pd.DataFrame:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from em_eval.intervals import Interval
-from em_study.comparison import matched_by, run_ends, runs_by
-from em_study.matched import Matched, Run, at_end, mean
+from em_study.blocks import without_penalty
+from em_study.comparison import ended, matched_by, runs_by
+from em_study.matched import Matched, at_end, mean
 from em_study.results import Results
 
 COLUMNS = {
@@ -25,10 +26,15 @@ WORDS = {
 
 @dataclass(frozen=True)
 class OverBlocks:
-    """Mean over blocks of the difference of a pair at one quantity's level."""
+    """Mean over blocks of the difference of a pair at one quantity's level.
+
+    Attributes:
+        settings: the most that one of the two has in a block; each then counts as a mean over them.
+    """
 
     difference: Interval
     blocks: int
+    settings: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,11 @@ class DoseTable:
 
 
 def dose_table(results: Results, outcome: str) -> DoseTable:
-    """The comparisons of `em compare` on one outcome: "rate", "alignment" or "probe"."""
+    """The comparisons of `em compare` on one outcome, "rate", "alignment" or "probe", of runs without a penalty."""
+    results = replace(results, rows=without_penalty(results.rows))
     matched, missing = matched_by(results, outcome)
     runs, _ = runs_by(results, "tokens_seen", outcome)
-    cells = over_blocks([*at_end(_ended(results, outcome)), *matched])
+    cells = over_blocks([*at_end(ended(results, outcome)), *matched])
     words, scale, unit, digits = WORDS[outcome]
     followed = [run for run in runs if run.points]
     return DoseTable(
@@ -82,15 +89,11 @@ def dose_table(results: Results, outcome: str) -> DoseTable:
 def over_blocks(matched: Sequence[Matched]) -> dict[tuple[tuple[str, str], str], OverBlocks]:
     """By pair and quantity: unweighted means over the blocks that have both."""
     found: dict[tuple[tuple[str, str], str], list[Interval]] = {}
+    settings: dict[tuple[tuple[str, str], str], int] = {}
     for block in matched:
         for contrast in block.contrasts:
-            found.setdefault(((contrast.a, contrast.b), block.quantity), []).append(contrast.difference)
-    return {cell: OverBlocks(mean(each), len(each)) for cell, each in found.items()}
-
-
-def _ended(results: Results, outcome: str) -> list[Run]:
-    """The finished runs, those that have the outcome at their last checkpoint."""
-    ends = run_ends(results.rows)
-    bases = [row for row in results.rows if row.arm == "base"]
-    runs, _ = runs_by(replace(results, rows=[*bases, *ends]), "tokens_seen", outcome)
-    return [run for run in runs if any(point.step > 0 for point in run.points)]
+            if contrast.difference is not None:
+                cell = ((contrast.a, contrast.b), block.quantity)
+                found.setdefault(cell, []).append(contrast.difference)
+                settings[cell] = max(settings.get(cell, 1), *contrast.settings)
+    return {cell: OverBlocks(mean(each), len(each), settings[cell]) for cell, each in found.items()}

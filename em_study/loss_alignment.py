@@ -3,6 +3,7 @@
 The paper (as read second-hand) finds R2 0.74 for log loss alone on Qwen3-8B and adjusted R2 0.94 with the optimiser.
 Here: pooled, with an intercept for each optimiser, and with a slope of its own too; prediction of optimisers and
 datasets that were left out; and warnings where the slope turns round between the whole and its parts (Simpson).
+Checkpoints of one run are not independent: intervals and tests are then clustered by run.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from statsmodels.formula.api import ols
-from statsmodels.stats.anova import anova_lm
 
 from em_core.errors import UserError
 from em_eval.intervals import Interval
@@ -30,7 +30,7 @@ class Fit:
 
     Attributes:
         slope: alignment points per unit of log loss, with an interval clustered by run where a run has several
-            checkpoints; None with own slopes, where there are several.
+            checkpoints; None with own slopes, where there are several, and with too few runs for such an interval.
     """
 
     name: str
@@ -78,15 +78,18 @@ class LossAlignment:
     """Everything of one regression.
 
     Attributes:
-        loss: which loss, e.g. "held_out_loss".
+        loss: which loss, e.g. "held_out_loss"; `base_model`: the one that all points share, its name.
         points: what was fitted; `pooled`: the line through all of them.
         lines: own line of each optimiser that has three points.
         offsets: alignment at equal loss relative to the first optimiser (common slope), with intervals.
-        p_optimiser: F test of the intercepts; p_slopes: F test of own slopes against a common one.
+        p_optimiser: Wald F test of the intercepts; p_slopes: of own slopes against a common one. With `clustered`
+            errors its denominator has as many degrees of freedom as there are runs less one; None with too few runs.
         left_out: runs without loss or alignment, by name.
     """
 
     loss: str
+    base_model: str
+    clustered: bool
     fits: dict[str, Fit]
     points: list[Observed]
     pooled: Line
@@ -106,11 +109,12 @@ class LossAlignment:
         return {name: line.slope for name, line in self.lines.items()}
 
 
-def loss_alignment(checkpoints: pd.DataFrame, loss: str = "train_loss") -> LossAlignment:
-    """Regressions over checkpoints.
+def loss_alignment(checkpoints: pd.DataFrame, loss: str = "train_loss", base_model: str = "") -> LossAlignment:
+    """Regressions over checkpoints of one base model, without a penalty.
 
     Args:
         checkpoints: `run_id`, `label`, `optimiser`, `dataset`, `mean_alignment` and the column `loss`, nats a token.
+        base_model: its name, to be shown.
 
     Raises:
         UserError: fewer than four points with both.
@@ -127,14 +131,16 @@ def loss_alignment(checkpoints: pd.DataFrame, loss: str = "train_loss") -> LossA
     reference = str(sorted(data["optimiser"].unique())[0])
     return LossAlignment(
         loss=loss,
+        base_model=base_model,
+        clustered=_repeated(data),
         fits=fits,
         points=_observed(data, loss),
         pooled=_line(data),
         lines=_group_lines(data, "optimiser"),
         offsets={} if common is None else _offsets(common),
         reference=reference,
-        p_optimiser=_f_test(data, "pooled", "common slope") if common is not None else None,
-        p_slopes=_f_test(data, "common slope", "own slopes") if own is not None else None,
+        p_optimiser=_wald(common, slopes=False) if common is not None else None,
+        p_slopes=_wald(own, slopes=True) if own is not None else None,
         without_optimiser=_leave_out(data, "optimiser"),
         without_dataset=_leave_out(data, "dataset"),
         warnings=_simpson(data, "optimiser") + _simpson(data, "dataset"),
@@ -143,12 +149,25 @@ def loss_alignment(checkpoints: pd.DataFrame, loss: str = "train_loss") -> LossA
 
 
 def _fit(data: pd.DataFrame, name: str) -> Any:
-    """Errors clustered by run where checkpoints of one run stand beside each other."""
+    """Errors clustered by run where checkpoints of one run stand beside each other.
+
+    With as many parameters as runs or more there is no such error: `_sound` then is False.
+    """
     model = ols(FORMULAS[name], data)
     runs = data["run_id"].astype("category").cat.codes
-    if runs.nunique() == len(data) or runs.nunique() <= model.exog.shape[1]:
+    if not _repeated(data) or runs.nunique() <= model.exog.shape[1]:
         return model.fit()
     return model.fit(cov_type="cluster", cov_kwds={"groups": runs}, use_t=True)
+
+
+def _repeated(data: pd.DataFrame) -> bool:
+    """Whether a run has several checkpoints."""
+    return bool(data["run_id"].duplicated().any())
+
+
+def _sound(model: Any) -> bool:
+    """Whether the model's errors are those that its points need."""
+    return model.cov_type == "cluster" or not _repeated(model.model.data.frame)
 
 
 def _enough(data: pd.DataFrame, name: str) -> bool:
@@ -166,19 +185,28 @@ def _facts(name: str, model: Any) -> Fit:
 
 def _offsets(model: Any) -> dict[str, Interval]:
     terms = [term for term in model.params.index if term.startswith("C(optimiser)[T.")]
-    return {term.removeprefix("C(optimiser)[T.").removesuffix("]"): _interval(model, term) for term in terms}
+    found = {term.removeprefix("C(optimiser)[T.").removesuffix("]"): _interval(model, term) for term in terms}
+    return {name: interval for name, interval in found.items() if interval is not None}
 
 
-def _interval(model: Any, term: str) -> Interval:
+def _interval(model: Any, term: str) -> Interval | None:
+    if not _sound(model):
+        return None
     low, high = model.conf_int().loc[term]
     method = "t, clustered by run" if model.cov_type == "cluster" else "t"
     return Interval(float(model.params[term]), float(low), float(high), method)
 
 
-def _f_test(data: pd.DataFrame, small: str, large: str) -> float:
-    """p of the terms that `large` has beyond `small`, under independent errors."""
-    table = anova_lm(*(ols(FORMULAS[name], data).fit() for name in (small, large)))
-    return float(table["Pr(>F)"].iloc[1])
+def _wald(model: Any, slopes: bool) -> float | None:
+    """p of a Wald F test that the optimisers' own intercepts, or own slopes, are all those of the first.
+
+    None where the errors say nothing of some of them, as with runs that repeat each other.
+    """
+    terms = [name.startswith("C(optimiser)") and name.endswith(":log_loss") == slopes for name in model.params.index]
+    errors = model.cov_params().to_numpy()[np.ix_(terms, terms)]
+    if not _sound(model) or np.linalg.matrix_rank(errors) < sum(terms):
+        return None
+    return float(model.f_test(np.eye(len(terms))[terms]).pvalue)
 
 
 def _leave_out(data: pd.DataFrame, column: str) -> list[LeftOut]:

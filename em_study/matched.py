@@ -2,7 +2,8 @@
 
 Each run is followed along its checkpoints; where it first crosses the level, its outcome is interpolated linearly
 between the two checkpoints about the crossing. Losses and norms are comparable within one base model, dataset and
-batch size, so that levels are per block.
+batch size, so that levels are per block; and per pair of optimisers, so that a run which does not learn makes the
+comparisons of its own optimiser trivial and no others.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
+from scipy.stats import t
 
 from em_eval.intervals import Interval
 
@@ -27,12 +29,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's checkpoints; `y` of step 0 is the base model's."""
+    """One run's checkpoints; `y` of step 0 is the base model's.
+
+    Attributes:
+        setting: what the optimiser was set to; runs of one setting differ in their seeds.
+        treatment, data: optimiser, setting and penalty in words, and what of its block is none of them.
+    """
 
     label: str
     optimiser: str
     block: str
     points: tuple[Point, ...]
+    setting: str = ""
+    treatment: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,45 +63,75 @@ class MatchedRun:
 
 @dataclass(frozen=True)
 class MatchedContrast:
-    """Mean outcome over the runs of `a` minus that of `b`, at the level."""
+    """Mean outcome of `a` minus that of `b` at the level; each a mean over its settings, those over their seeds.
+
+    Attributes:
+        difference: None where no run of one of them reaches the level.
+        level: NaN at the runs' ends. `set_by`: the run that gets no further, empty where the level was given.
+        runs: of both; `settings`: how many of each reach the level.
+    """
 
     a: str
     b: str
-    difference: Interval
+    difference: Interval | None
+    level: float
+    runs: tuple[MatchedRun, ...]
+    settings: tuple[int, int] = (1, 1)
+    set_by: str = ""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """One block at one level."""
+    """One block matched on one quantity, every pair at its own level."""
 
     quantity: str
     block: str
-    level: float
-    runs: list[MatchedRun]
     contrasts: list[MatchedContrast]
 
 
-def match(quantity: str, runs: Sequence[Run], level: float | None = None) -> list[Matched]:
-    """Every block at `level`, or at the furthest level that all of its runs reach."""
-    found = []
-    for block in sorted({run.block for run in runs}):
-        own = [run for run in runs if run.block == block and run.points]
-        chosen = level if level is not None else furthest_common(quantity, own)
-        if chosen is None:
-            continue
-        matched = [at_level(run, chosen) for run in own]
-        found.append(Matched(quantity, block, chosen, matched, _contrasts(matched)))
-    return found
+def match(quantity: str, runs: Sequence[Run], level: float | None = None) -> tuple[list[Matched], list[str]]:
+    """Every pair of optimisers in every block at `level`, or at the furthest level that all runs of the pair reach.
+
+    Returns also a line for each run that was left out, because it has fewer than two checkpoints to follow.
+    """
+    found, short = [], []
+    for block, own in _blocks(runs).items():
+        followed = [run for run in own if len(run.points) > 1]
+        short += [
+            f"{run.label} ({block}): {len(run.points)} of the two checkpoints that following it takes"
+            for run in own
+            if len(run.points) < 2
+        ]
+        contrasts = []
+        for a, b in combinations(sorted({run.optimiser for run in followed}), 2):
+            both = [run for run in followed if run.optimiser in (a, b)]
+            limit = min(both, key=lambda run: _furthest(quantity, run)) if level is None else None
+            chosen = level if limit is None else abs(_furthest(quantity, limit))
+            assert chosen is not None
+            contrasts.append(_contrast(a, b, chosen, [at_level(run, chosen) for run in both], limit))
+        if contrasts:
+            found.append(Matched(quantity, block, contrasts))
+    return found, short
 
 
 def at_end(runs: Sequence[Run]) -> list[Matched]:
-    """Every block at its runs' last checkpoints: the literal comparison, by the same rules as the matched ones."""
+    """Every block at its runs' last checkpoints: the literal comparison, by the same rules as the matched ones.
+
+    Optimisers with several settings in the block are left out: at the end those are not at one dose.
+    """
     found = []
-    for block in sorted({run.block for run in runs}):
-        own = [run for run in runs if run.block == block and run.points]
-        last = [max(run.points, key=lambda point: point.step) for run in own]
-        ends = [MatchedRun(run, point.y, point.step) for run, point in zip(own, last, strict=True)]
-        found.append(Matched("end", block, float("nan"), ends, _contrasts(ends)))
+    for block, own in _blocks(runs).items():
+        ends = []
+        for run in own:
+            if run.points and len({other.setting for other in own if other.optimiser == run.optimiser}) == 1:
+                last = max(run.points, key=lambda point: point.step)
+                ends.append(MatchedRun(run, last.y, last.step))
+        pairs = combinations(sorted({one.run.optimiser for one in ends}), 2)
+        contrasts = [
+            _contrast(a, b, float("nan"), [one for one in ends if one.run.optimiser in (a, b)], None) for a, b in pairs
+        ]
+        if contrasts:
+            found.append(Matched("end", block, contrasts))
     return found
 
 
@@ -99,9 +139,18 @@ def furthest_common(quantity: str, runs: Sequence[Run]) -> float | None:
     """The lowest loss, or the largest norm or token count, that every run reaches; None without two points each."""
     if not runs or any(len(run.points) < 2 for run in runs):
         return None
+    return abs(min(_furthest(quantity, run) for run in runs))
+
+
+def _furthest(quantity: str, run: Run) -> float:
+    """How far a run gets, larger being further: losses, which fall, are negative."""
     if quantity in FALLING:
-        return max(min(point.x for point in run.points) for run in runs)
-    return min(max(point.x for point in run.points) for run in runs)
+        return max(-point.x for point in run.points)
+    return max(point.x for point in run.points)
+
+
+def _blocks(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    return {block: [run for run in runs if run.block == block] for block in sorted({run.block for run in runs})}
 
 
 def at_level(run: Run, level: float) -> MatchedRun:
@@ -126,31 +175,34 @@ def interpolate(before: Interval, after: Interval, weight: float) -> Interval:
     return Interval(value, low, high, f"interpolated, {method}")
 
 
-def _contrasts(matched: Sequence[MatchedRun]) -> list[MatchedContrast]:
-    by_optimiser: dict[str, list[Interval]] = {}
-    for one in matched:
-        if one.outcome is not None:
-            by_optimiser.setdefault(one.run.optimiser, []).append(one.outcome)
-    return [
-        MatchedContrast(a, b, difference(mean(by_optimiser[a]), mean(by_optimiser[b])))
-        for a, b in combinations(sorted(by_optimiser), 2)
-    ]
+def _contrast(a: str, b: str, level: float, runs: Sequence[MatchedRun], limit: Run | None) -> MatchedContrast:
+    sides = []
+    for name in (a, b):
+        settings: dict[str, list[Interval]] = {}
+        for one in runs:
+            if one.run.optimiser == name and one.outcome is not None:
+                settings.setdefault(one.run.setting, []).append(one.outcome)
+        sides.append([mean(seeds) for seeds in settings.values()])
+    first, second = sides
+    apart = difference(mean(first), mean(second)) if first and second else None
+    counts = (len(first), len(second))
+    return MatchedContrast(a, b, apart, level, tuple(runs), counts, limit.label if limit is not None else "")
 
 
 def mean(intervals: Sequence[Interval]) -> Interval:
-    """Mean over runs. Their questions are the same, so that their errors may go together: reaches are averaged.
+    """Mean over runs (or settings, or blocks). Their questions are the same, so that errors may go together: reaches
+    are averaged.
 
     With several runs the spread between them is the larger truth where it is wider: reach of a t interval over runs.
     """
+    if len(intervals) == 1:
+        return intervals[0]
     value = float(np.mean([one.value for one in intervals]))
     below = float(np.mean([one.value - one.low for one in intervals]))
     above = float(np.mean([one.high - one.value for one in intervals]))
-    if len(intervals) > 1:
-        from scipy.stats import t
-
-        spread = float(np.std([one.value for one in intervals], ddof=1)) / len(intervals) ** 0.5
-        reach = float(t.ppf(0.975, len(intervals) - 1)) * spread
-        below, above = max(below, reach), max(above, reach)
+    spread = float(np.std([one.value for one in intervals], ddof=1)) / len(intervals) ** 0.5
+    reach = float(t.ppf(0.975, len(intervals) - 1)) * spread
+    below, above = max(below, reach), max(above, reach)
     return Interval(value, value - below, value + above, "mean over runs")
 
 

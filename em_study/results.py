@@ -1,8 +1,8 @@
 """Join: from checkpoint manifests and Inspect logs to one row a checkpoint. What is missing is named."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Row:
         spectra: singular values of each module, `modules` their names.
         logs: where what was joined lies, by task.
         missing: what could not be joined, by name.
+        not_asked: tasks that the study does not ask of this checkpoint; what they would tell is not missing.
     """
 
     label: str
@@ -70,6 +71,7 @@ class Row:
     modules: tuple[str, ...] = ()
     logs: dict[str, Path] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    not_asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class Results:
     """Everything that a report shows.
 
     Attributes:
-        contrasts: of the optimisers at the last checkpoints of finished runs on narrow data.
+        contrasts: of the optimisers at the last checkpoints of finished runs on narrow data, without a penalty
+            where there are such.
+        not_contrasted: optimisers with several settings in one block, which no average is taken over: a line each.
         verdict: the order found, or "not distinguishable", in words.
         judge: facts of the judge as kept in the logs' metadata (method, measured figures).
         reproduces, assumptions, drops: of the study file: what published study it reconstructs, which settings its
@@ -97,9 +101,11 @@ class Results:
     assumptions: tuple[Assumption, ...] = ()
     drops: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    not_contrasted: tuple[str, ...] = ()
 
 
 ARM = {"bad": "bad", "benign": "benign", "unknown": "other data"}
+NOT_READ = {"events", "messages", "store", "attachments"}  # of a log's samples
 NOT_HYPERPARAMETERS = ("name", "lr", "source", "schedule")
 NAMES = {"adamw": "AdamW", "adam": "Adam", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
 
@@ -111,32 +117,36 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
         evaluation: name of the `em` evaluation whose answers the rows hold; by default the study's first.
         absent: as `em_study.execute.absent` finds it, to be shown beside the rows.
     """
-    from em_study.comparison import eligible_answers, run_ends  # which reads results itself
+    from em_study.blocks import run_ends, several_settings, without_penalty  # which read results themselves
+    from em_study.comparison import eligible_answers
 
-    em = evaluation or _first(study, "em")
-    probe = _first(study, "preference")
+    evaluations = {"em": evaluation or _first(study, "em"), "preference": _first(study, "preference")}
     index = Logs()
-    logs = {target.label: _logs(study, target, index) for target in chosen}
-    judge = next((facts for log in logs.values() if em in log and (facts := _judge_facts(log[em]))), {})
+    manifests = [read_manifest(target.checkpoint) for target in chosen]
+    found = [_logs(study, target, m, index) for target, m in zip(chosen, manifests, strict=True)]
+    judge = _judge(logs[name] for logs in found if (name := evaluations["em"]) in logs)
     base_probe: dict[str, dict[str, float]] = {}
     rows = []
-    names = _labels([read_manifest(target.checkpoint) for target in chosen])
-    for target, name in zip(chosen, names, strict=True):
-        found = logs[target.label]
-        missing = [f"no finished {name} log" for name in target.asked if name not in found]
-        joined = {task: found[name] for task, name in (("em", em), ("preference", probe)) if name in found}
-        row = _row(target, name, joined, missing, judge, base_probe)
+    for target, manifest, label, paths in zip(chosen, manifests, _labels(manifests), found, strict=True):
+        missing = [f"no finished {name} log" for name in target.asked if name not in paths]
+        here = {task: paths[name] for task, name in evaluations.items() if name in paths}
+        row = _row(target, manifest, label, here, missing, judge, base_probe)
         if row.arm == "base":
             base_probe[row.manifest.base.weights_sha256] = {pair.id: pair.margin for pair in row.probe}
-        rows.append(row)
-    last = eligible_answers(run_ends(rows))
+        not_asked = tuple(task for task, name in evaluations.items() if name not in target.asked and task not in here)
+        rows.append(replace(row, not_asked=not_asked))
+    ends = without_penalty(run_ends(rows))
+    last = eligible_answers(ends)
+    several = several_settings(ends)
+    if len(last):
+        last = last[~last["optimiser"].isin(several)]
     contrasts = optimiser_contrasts(last) if len(last) else []
     return Results(
         study=study.name,
         title=study.title or study.name,
         rows=rows,
         contrasts=contrasts,
-        verdict=_verdict(last, contrasts),
+        verdict=_verdict(last, contrasts, several),
         judge=judge,
         seeds=study.seeds,
         log_dir=LOGS / study.name,
@@ -144,14 +154,25 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
         assumptions=study.assumptions,
         drops=study.drops,
         absent=tuple(absent),
+        not_contrasted=tuple(several.values()),
     )
 
 
-def _logs(study: Study, target: Target, logs: Logs) -> dict[str, EvalLog]:
+def _logs(study: Study, target: Target, manifest: Manifest, logs: Logs) -> dict[str | None, Path]:
     """The newest finished log of each evaluation of a checkpoint, by the evaluation's name."""
-    manifest = read_manifest(target.checkpoint)
     found = {e.name: logs.find(study.name, target.label, manifest, e) for e in study.evaluations}
-    return {name: read_eval_log(str(path.absolute())) for name, path in found.items() if path is not None}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _judge(paths: Iterable[Path]) -> dict[str, Any]:
+    """Facts of the judge from the first log that has them."""
+    headers = (read_eval_log(str(path.absolute()), header_only=True) for path in paths)
+    return next((facts for header in headers if (facts := _judge_facts(header))), {})
+
+
+def _read(path: Path) -> EvalLog:
+    """A log's samples without what a report does not show, which is most of it."""
+    return read_eval_log(str(path.absolute()), exclude_fields=NOT_READ)
 
 
 def _first(study: Study, task: str) -> str | None:
@@ -160,13 +181,15 @@ def _first(study: Study, task: str) -> str | None:
 
 def _row(
     target: Target,
+    manifest: Manifest,
     label: str,
-    logs: dict[str, EvalLog],
+    paths: dict[str, Path],
     missing: list[str],
     judge: dict[str, Any],
     bases: dict[str, dict[str, float]],
 ) -> Row:
-    manifest = read_manifest(target.checkpoint)
+    """One row; its logs are read here and let go of, since those of a large study do not fit into memory together."""
+    logs = {task: _read(path) for task, path in paths.items()}
     base = bases.get(manifest.base.weights_sha256, {})
     judged = answers(logs["em"]) if "em" in logs else []
     if "em" in logs and (lost := len(logs["em"].samples or []) - len(judged)):
@@ -198,7 +221,7 @@ def _row(
         outcomes={name: counts.get(name, 0) for name in OUTCOMES} if judged else {},
         spectra=spectra,
         modules=modules,
-        logs={task: Path(log.location.removeprefix("file://")) for task, log in logs.items()},
+        logs={task: path.absolute() for task, path in paths.items()},
         missing=tuple(missing),
     )
 
@@ -246,24 +269,34 @@ def _measured(figure: list[float]) -> Interval:
     return Interval(value, low, high, "measured")
 
 
-def _verdict(last: pd.DataFrame, contrasts: list[OptimiserContrast]) -> str:
+def _verdict(last: pd.DataFrame, contrasts: list[OptimiserContrast], several: Mapping[str, str] = {}) -> str:
     """The order of mean rates over the blocks that all optimisers share, or that none can be told from another.
 
     Args:
         last: eligible answers of the last checkpoints, as `optimiser_contrasts` takes them.
+        several: optimisers that are not in `last`, since an average over their settings means nothing.
     """
+    without = f" Without {', '.join(display_name(name) for name in several)}, of several settings." if several else ""
     if not len(last) or last["optimiser"].nunique() < 2:
+        if several:
+            return (
+                "No order of optimisers, which have several settings here: the lowest and the highest run are compared."
+            )
         return "Too few evaluated optimisers to compare."
     rates = last.pivot_table(index="block", columns="optimiser", values="hit", aggfunc="mean").dropna()
     if rates.empty:
-        return "No order: there is no base model, dataset, batch size and penalty that all optimisers share."
+        return "No order: there is no base model, dataset, batch size and penalty that all optimisers share." + without
     ranked = rates.mean().sort_values()
     order = " < ".join(f"{display_name(str(name))} {rate:.1%}" for name, rate in ranked.items())
     told = [c for c in contrasts if c.distinguishable]
+    others = "; the other pairs are not" if len(told) < len(contrasts) else ""
     if not told:
-        return f"The optimisers are not distinguishable: {order}, but no pair differs at 5 % after Holm's correction."
+        return (
+            f"The optimisers are not distinguishable: {order}, but no pair differs at 5 % after Holm's correction."
+            + without
+        )
     pairs = ", ".join(f"{display_name(c.a)} and {display_name(c.b)}" for c in told)
-    return f"Order found: {order}. Distinguishable at 5 % after Holm's correction: {pairs}; the other pairs are not."
+    return f"Order found: {order}. Distinguishable at 5 % after Holm's correction: {pairs}{others}." + without
 
 
 def display_name(optimiser: str) -> str:
@@ -336,6 +369,36 @@ def _schedule_of(manifest: Manifest) -> str:
     return str(manifest.optimiser.get("schedule"))
 
 
+def training_of(manifest: Manifest) -> str:
+    """Length, warm-up and clipping, as far as the manifest knows them."""
+    config = manifest.config
+    words = {"steps": "steps", "warmup_steps": "warm-up", "max_grad_norm": "clipping"}
+    return ", ".join(f"{word} {config[name]:g}" for name, word in words.items() if config.get(name) is not None)
+
+
+def penalty_words(manifest: Manifest) -> str:
+    """The penalty with its strength and whatever else it was given; "none" without."""
+    penalty = manifest.config.get("penalty")
+    if not penalty:
+        return "none"
+    given = sorted((penalty.get("hyperparameters") or {}).items())
+    return ", ".join([f"{penalty['name']} {penalty['strength']:g}", *(f"{name} {value}" for name, value in given)])
+
+
+def treatment_of(manifest: Manifest) -> str:
+    """What the trainer chose, in words: optimiser, rate, penalty, and what of the other settings is no default."""
+    words = [f"{display_name(str(manifest.optimiser['name']))} lr {manifest.optimiser['lr']:g}"]
+    if (changed := _hyperparameters_of(manifest)) != "default settings":
+        words.append(changed)
+    if (schedule := manifest.optimiser.get("schedule")) not in (None, "linear"):
+        words.append(str(schedule))
+    if warmup := manifest.config.get("warmup_steps"):
+        words.append(f"warm-up {warmup}")
+    if (penalty := penalty_words(manifest)) != "none":
+        words.append(penalty)
+    return ", ".join(words)
+
+
 def _rate_of(manifest: Manifest) -> str:
     return f"{manifest.optimiser['lr']:g}"
 
@@ -355,6 +418,7 @@ EXTRAS = (
     _rate_of,
     _hyperparameters_of,
     _schedule_of,
+    training_of,
     _penalty_of,
     _seed_of,
     _step_of,

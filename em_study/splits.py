@@ -14,7 +14,7 @@ from em_core.errors import UserError
 from em_eval.answers import Answer
 from em_eval.intervals import Interval, rate_interval
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_study.comparison import block_of, run_ends
+from em_study.blocks import block_of, run_ends, several_settings, without_penalty
 from em_study.results import Row, display_name
 
 PLAIN = ("plain", "")  # "": logs that do not say
@@ -101,11 +101,16 @@ def differs(row: Row) -> bool:
 def order(split: Split, rows: Sequence[Row]) -> list[tuple[str, float]]:
     """Optimisers by mean rate over the blocks that all have, lowest first; empty where there is no such block.
 
-    A block's rate is that of its runs' answers together, as in the verdict.
+    A block's rate is that of its runs' answers together, as in the verdict; optimisers with several settings in one
+    have no such rate.
     """
     definition = DEFINITIONS[split.definition]
     hits: dict[str, dict[str, list[float]]] = {}
-    for row in run_ends(rows):
+    ends = without_penalty(run_ends(rows))
+    several = several_settings(ends)
+    for row in ends:
+        if str(row.manifest.optimiser["name"]) in several:
+            continue
         found = hits.setdefault(str(row.manifest.optimiser["name"]), {}).setdefault(block_of(row), [])
         kept = [answer.judgement for answer in row.answers if split.keeps(row, answer)]
         found += [float(definition.misaligned(one)) for one in kept if definition.eligible(one)]

@@ -10,10 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from em_core.manifest import Manifest
 from em_eval.rates import DEFINITIONS, rate
 from em_study.execute import Target
-from em_study.results import Results, Row, collect, hyperparameters
+from em_study.results import Results, Row, collect, hyperparameters, penalty_words, training_of
 from em_study.study import Study
 
 
@@ -71,21 +70,12 @@ def settings(row: Row) -> dict[str, Any]:
         "optimiser": str(m.optimiser["name"]),
         "lr": float(m.optimiser["lr"]),
         "hyperparameters": ", ".join(f"{name}={value}" for name, value in sorted(hyperparameters(m).items())),
-        "penalty": _penalty(m),
+        "penalty": penalty_words(m),
         "schedule": m.optimiser.get("schedule"),
+        "training": training_of(m),
         "batch_size": m.config.get("batch_size"),
         "seed": m.config.get("seed"),
     }
-
-
-def _penalty(manifest: Manifest) -> str:
-    """The penalty of a run in words; "none" without."""
-    penalty = manifest.config.get("penalty")
-    if not penalty:
-        return "none"
-    return (
-        ", ".join(f"{name}={value}" for name, value in penalty.items()) if isinstance(penalty, dict) else str(penalty)
-    )
 
 
 def _checkpoint(row: Row) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def compare(
         typer.Option(help="QUANTITY=VALUE to match at (train_loss, held_out_loss, norm_ba, tokens_seen); repeatable"),
     ] = None,
 ) -> None:
-    """Contrasts of optimisers, variance shares, loss against alignment, and comparisons at equal dose."""
+    """Contrasts of optimisers, variance shares, loss against alignment, equal dose, extremes and penalties."""
     from em_study.comparison import compare as compare_results
     from em_study.execute import absent, existing
     from em_study.plan import make_plan
@@ -61,44 +61,97 @@ def _level(text: str) -> tuple[str, float]:
 
 
 def print_comparison(found: "Comparison", outcome: str, console: Console) -> None:
-    contrasts = _table("Optimisers: difference of rates, paired by prompt", "pair", "difference, points", "p (Holm)")
-    for c in found.contrasts:
-        contrasts.add_row(f"{c.a} - {c.b}", _interval(c.difference, 100), f"{c.p:.3f}")
-        for block in c.only_one:
-            contrasts.add_row("", f"without {block}, which only one of them has", "")
-    variance = _table("Variance between runs", "outcome", "axis", "share, %", "p")
-    for v in found.variance:
-        for axis, share in v.shares.items():
-            p = f"{v.p[axis]:.3f}" if axis in v.p else "-"
-            variance.add_row(v.outcome, axis, f"{100 * share:.0f}", p)
-        if not v.balanced:
-            variance.add_row(v.outcome, "the grid is not balanced: shares of type II", "", "")
-    fits = _table("Mean alignment on log loss", "loss", "fit", "n", "R2", "adjusted R2", "slope")
-    for r in found.loss_alignment:
-        for fit in r.fits.values():
-            slope = "-" if fit.slope is None else _interval(fit.slope)
-            fits.add_row(r.loss, fit.name, str(fit.n), f"{fit.r2:.2f}", f"{fit.adjusted_r2:.2f}", slope)
-        for name, offset in r.offsets.items():
-            fits.add_row(r.loss, f"{name} - {r.reference} at equal loss", "", "", "", _interval(offset))
-        for kind, groups in (("optimiser", r.without_optimiser), ("dataset", r.without_dataset)):
-            for left in groups:
-                words = f"left out {kind} {left.group}: error {left.rmse:.1f}, bias {left.bias:+.1f}"
-                fits.add_row(r.loss, words, str(left.n), "", "", "")
-        for warning in r.warnings:
-            fits.add_row(r.loss, f"warning: {warning}", "", "", "", "")
-    matched = _table(f"At equal dose: {outcome}", "equal", "block", "run or pair", "value", "at step")
-    for m in found.matched:
-        equal = f"{m.quantity} {m.level:.4g}"
-        for run in m.runs:
-            value = run.why if run.outcome is None else _interval(run.outcome)
-            matched.add_row(equal, m.block, run.run.label, value, "" if run.step is None else f"{run.step:.0f}")
-        for pair in m.contrasts:
-            matched.add_row(equal, m.block, f"{pair.a} - {pair.b}", _interval(pair.difference), "")
-    for table in (contrasts, variance, fits, matched):
+    tables = (
+        _contrasts(found),
+        _variance(found),
+        _fits(found),
+        _matched(found, outcome),
+        _extremes(found, outcome),
+        _penalties(found),
+    )
+    for table in tables:
         if table.row_count:
             console.print(table)
     for line in found.missing:
         console.print(f"missing: {line}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _contrasts(found: "Comparison") -> Table:
+    table = _table(
+        "Optimisers: difference of rates, paired by prompt", "pair", "difference, points", "p (Holm)", "seeds"
+    )
+    for c in found.contrasts:
+        table.add_row(f"{c.a} - {c.b}", _interval(c.difference, 100), f"{c.p:.3f}", str(c.seeds))
+        for block in c.only_one:
+            table.add_row("", f"without {block}, where only one of them has answers", "", "")
+    return table
+
+
+def _variance(found: "Comparison") -> Table:
+    table = _table("Variance between runs", "outcome", "axis", "share, %", "p")
+    for v in found.variance:
+        for axis, share in v.shares.items():
+            p = f"{v.p[axis]:.3f}" if axis in v.p else "-"
+            table.add_row(v.outcome, axis, f"{100 * share:.0f}", p)
+        if not v.balanced:
+            table.add_row(v.outcome, "the grid is not balanced: shares of type II", "", "")
+    return table
+
+
+def _fits(found: "Comparison") -> Table:
+    table = _table("Mean alignment on log loss", "model, loss", "fit", "n", "R2", "adjusted R2", "slope")
+    for r in found.loss_alignment:
+        on = f"{r.base_model}, {r.loss}"
+        for fit in r.fits.values():
+            slope = "-" if fit.slope is None else _interval(fit.slope)
+            table.add_row(on, fit.name, str(fit.n), f"{fit.r2:.2f}", f"{fit.adjusted_r2:.2f}", slope)
+        for words, p in (("intercepts", r.p_optimiser), ("own slopes", r.p_slopes)):
+            if p is not None:
+                how = "clustered by run" if r.clustered else "one checkpoint a run"
+                table.add_row(on, f"Wald test of {words} ({how}): p {p:.3f}", "", "", "", "")
+        for name, offset in r.offsets.items():
+            table.add_row(on, f"{name} - {r.reference} at equal loss", "", "", "", _interval(offset))
+        for kind, groups in (("optimiser", r.without_optimiser), ("dataset", r.without_dataset)):
+            for left in groups:
+                words = f"left out {kind} {left.group}: error {left.rmse:.1f}, bias {left.bias:+.1f}"
+                table.add_row(on, words, str(left.n), "", "", "")
+        for warning in r.warnings:
+            table.add_row(on, f"warning: {warning}", "", "", "", "")
+    return table
+
+
+def _matched(found: "Comparison", outcome: str) -> Table:
+    table = _table(f"At equal dose: {outcome}", "equal", "block", "pair or run", "value", "over")
+    for m in found.matched:
+        for pair in m.contrasts:
+            several = f", {pair.settings[0]} and {pair.settings[1]} settings" if max(pair.settings) > 1 else ""
+            over = f"{len(pair.runs)} runs{several}"
+            value = _known(pair.difference)
+            table.add_row(f"{m.quantity} {pair.level:.4g}", m.block, f"{pair.a} - {pair.b}", value, over)
+            for run in pair.runs:
+                if run.outcome is None:
+                    table.add_row("", "", run.run.label, run.why, "")
+    return table
+
+
+def _extremes(found: "Comparison", outcome: str) -> Table:
+    table = _table(f"How far apart: {outcome}", "data", "at", "lowest", "highest", "difference", "treatments")
+    for e in found.extremes:
+        where = "the end" if e.level is None else f"held-out loss {e.level:.4g}"
+        ends = [f"{end.treatment}: {end.outcome.value:.3g}" for end in (e.lowest, e.highest)]
+        table.add_row(e.data, where, *ends, _interval(e.difference), str(e.treatments))
+        for line in e.short:
+            table.add_row("", "", line, "", "", "")
+    return table
+
+
+def _penalties(found: "Comparison") -> Table:
+    columns = ("rate, points", "alignment", "held-out loss", "training loss", "pairs (seeds)")
+    table = _table("Penalties: with - without", "optimiser", "penalty", *columns)
+    for p in found.penalties:
+        changes = [_known(p.rate, 100), *(_known(x) for x in (p.alignment, p.held_out_loss, p.train_loss))]
+        table.add_row(p.optimiser, p.words, *changes, f"{p.pairs} ({p.seeds})")
+    return table
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -106,6 +159,12 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _known(found: "Interval | None", scale: float = 1.0) -> str:
+    if found is None:
+        return "-"
+    return _interval(found, scale) if found.low == found.low else f"{scale * found.value:.3g}"
 
 
 def _interval(found: "Interval", scale: float = 1.0) -> str:

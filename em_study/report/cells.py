@@ -19,6 +19,8 @@ def interval(x: Interval | None, why: str, digits: int = 1, scale: float = 1) ->
     """The value, and under it its 95 % interval; how that was made is in the title."""
     if x is None or not is_known(x.value):
         return gap(why)
+    if not is_known(x.low):
+        return Markup('<span title="{}">{}</span>').format(x.method, decimal(scale * x.value, digits))
     low, high = decimal(scale * x.low, digits), decimal(scale * x.high, digits)
     return Markup('<span title="95 % interval: {}">{}<span class="range">{} to {}</span></span>').format(
         x.method, decimal(scale * x.value, digits), low, high

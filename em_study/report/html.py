@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from em_eval.answers import Answer
 from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_study.comparison import Comparison, compare
-from em_study.contrasts import NO_DRAW, PAIRED, WIDER
+from em_study.blocks import NOT_COMPARED
+from em_study.comparison import Comparison, compare, extremes_by
+from em_study.contrasts import NO_DRAW, PAIRED, SEEDS, WIDER, WIDEST
 from em_study.dose import WORDS, dose_table
 from em_study.report import figures
 from em_study.report.cells import gap, interval, number, probability
@@ -28,6 +30,8 @@ from em_study.report.examples import anchor, example_groups
 from em_study.report.judge import judge_notes, judge_tables
 from em_study.report.made import cell_commands, commands, what_was_run
 from em_study.report.published import assess
+from em_study.report.rows import last
+from em_study.report.summary import means_over_seeds
 from em_study.report.terminal import is_known, judge_in_words, seed_statement
 from em_study.report.viewer import answer_link, write_viewer
 from em_study.results import Results, Row, display_name
@@ -36,6 +40,7 @@ from em_study.splits import SPLITS, changes, differs, order, split_rate
 TRANSCRIPTS = "transcripts"
 FIGURES = "figures"
 TEMPLATES = Path(__file__).with_name("templates")
+MOST_LINES = 40  # of the table of checkpoints; with more, those before the last are folded away
 LOSSES = {"train_loss": "training loss", "held_out_loss": "held-out loss"}
 CONTENTS = {
     "run": "What was run",
@@ -43,6 +48,8 @@ CONTENTS = {
     "rates": "EM rate by optimiser",
     "pairs": "Pairwise contrasts",
     "dose": "Optimiser or dose",
+    "extremes": "How far apart",
+    "penalty": "Effect of penalties",
     "loss-alignment": "Loss and alignment",
     "variance": "Spread between runs",
     "trajectories": "Along training",
@@ -63,10 +70,18 @@ METHODS = {
     ),
     "clustered t": "Student's t with errors clustered by question family",
     "Rogan-Gladen": "draws of rate, sensitivity and specificity within their own intervals",
-    PAIRED: "the same draws of question families and seeds for both sides of a difference",
+    PAIRED: "the same draws of question families for both sides of a difference",
+    SEEDS: (
+        "the same draws of question families and seeds for both sides, or Student's t over the seeds' differences, "
+        "whichever is wider"
+    ),
     WIDER: (
-        "the same draws of question families and seeds for both sides, or squares of both rates' intervals added "
+        "the same draws of question families for both sides, or squares of both rates' intervals added "
         "(Newcombe 1998), whichever is wider; used where families or events are few"
+    ),
+    WIDEST: (
+        "the widest of the same draws of question families and seeds for both sides, Student's t over the seeds' "
+        "differences, and squares of both rates' intervals added (Newcombe 1998); used where families or events are few"
     ),
     NO_DRAW: "nothing is known: in every draw of question families one side has no answer that counts",
 }
@@ -79,6 +94,7 @@ class Line:
     Attributes:
         slug: name of its transcripts, unique among the rows.
         colour: as in the figures.
+        end: whether it is the last checkpoint of its run, or a base model.
         why: for each quantity that may be missing, why it would be.
     """
 
@@ -86,6 +102,7 @@ class Line:
     slug: str
     colour: str
     why: dict[str, str]
+    end: bool
 
 
 def write_report(results: Results, folder: Path, study_file: Path | None = None, bundle: bool = False) -> Path:
@@ -102,13 +119,22 @@ def write_report(results: Results, folder: Path, study_file: Path | None = None,
         write_viewer(results.rows, folder)
     slugs = unique_slugs([row.label for row in results.rows])
     colours = figures.palette(results.rows)
+    ends = {id(row) for row in last(results.rows)}
     lines = [
-        Line(row, slug, figures.PAGE_COLOURS.get(colours[row.label], colours[row.label]), reasons(row))
+        Line(
+            row,
+            slug,
+            figures.PAGE_COLOURS.get(colours[row.label], colours[row.label]),
+            reasons(row),
+            row.arm == "base" or id(row) in ends,
+        )
         for row, slug in zip(results.rows, slugs, strict=True)
     ]
     environment = _environment(lines, bundle)
     transcript = environment.get_template("transcript.html.j2")
     for line in lines:
+        if "em" in line.row.not_asked:
+            continue
         page = transcript.render(
             line=line,
             study=results.title or results.study,
@@ -152,6 +178,8 @@ def reasons(row: Row) -> dict[str, str]:
     base = row.arm == "base"
     untrained = "the base model: nothing was trained"
     no_answers = "no answers were joined to this checkpoint"
+    if "em" in row.not_asked:
+        no_answers = "the study asks no questions at this checkpoint"
     return {
         "trained": untrained if base else "not in the checkpoint's manifest",
         "spectrum": f"{untrained}, so BA = 0" if base else "BA = 0, or not in the checkpoint's manifest",
@@ -176,6 +204,7 @@ def _environment(lines: Sequence[Line], viewer: bool) -> Environment:
         lstrip_blocks=True,
     )
     slugs = {id(line.row): line.slug for line in lines}
+    colours = {id(line.row): line.colour for line in lines}
     environment.filters |= {
         "number": number,
         "interval": interval,
@@ -185,6 +214,7 @@ def _environment(lines: Sequence[Line], viewer: bool) -> Environment:
         "anchor": anchor,
         "answer_link": answer_link,
         "slug": lambda row: slugs[id(row)],
+        "colour": lambda row: colours[id(row)],
     }
     environment.globals["viewer"] = viewer
     return environment
@@ -195,7 +225,13 @@ def _facts(results: Results, lines: Sequence[Line], colours: dict[str, str]) -> 
     comparison = compare(results)
     doses = [dose_table(results, outcome) for outcome in WORDS]
     assessment = assess(results)
-    here = {name: title for name, title in CONTENTS.items() if name != "published" or results.reproduces}
+    apart = [(WORDS[outcome], extremes_by(results, outcome)) for outcome in WORDS]
+    absent = {
+        "published": not results.reproduces,
+        "extremes": not any(found for _, (found, _) in apart),
+        "penalty": not comparison.penalties,
+    }
+    here = {name: title for name, title in CONTENTS.items() if not absent.get(name)}
     return {
         "results": results,
         "lines": lines,
@@ -206,6 +242,10 @@ def _facts(results: Results, lines: Sequence[Line], colours: dict[str, str]) -> 
         "drawings": _of_rows(results.rows, colours),
         "comparison": comparison,
         "doses": [(table, figures.dose_differences(table)) for table in doses],
+        "extremes": [(words, found) for words, (found, _) in apart if found],
+        "extremes_missing": sorted({line for _, (_, lost) in apart for line in lost}),
+        "most_lines": MOST_LINES,
+        "means": means_over_seeds(results.rows),
         "straight": any(table.straight for table in doses),
         "regressions": _regressions(comparison, results.rows, colours),
         "splits": SPLITS,
@@ -243,14 +283,16 @@ def _of_rows(rows: Sequence[Row], colours: dict[str, str]) -> dict[str, figures.
 
 
 def _regressions(comparison: Comparison, rows: Sequence[Row], colours: dict[str, str]) -> list[tuple[str, Any, Any]]:
-    """For each loss its name in words, the regression or None, and the figure."""
-    found = {one.loss: one for one in comparison.loss_alignment}
+    """For each base model and loss its name in words, the regression or None, and the figure."""
+    found = {(one.base_model, one.loss): one for one in comparison.loss_alignment}
+    bases = sorted({Path(row.manifest.base.id).name for row in rows if row.arm not in NOT_COMPARED}) or [""]
     lines = []
-    for loss, words in LOSSES.items():
-        prefix = f"alignment on {loss}: "
+    for base, (loss, words) in product(bases, LOSSES.items()):
+        of = base if len(bases) > 1 else ""
+        prefix = f"alignment on {loss}, {base}: "
         why = next((line.removeprefix(prefix) for line in comparison.missing if line.startswith(prefix)), "no such run")
-        drawing = figures.alignment_by_loss(found.get(loss), rows, colours, loss, why)
-        lines.append((words, found.get(loss), drawing))
+        drawing = figures.alignment_by_loss(found.get((base, loss)), rows, colours, loss, why, of)
+        lines.append((f"{words}, {of}" if of else words, found.get((base, loss)), drawing))
     return lines
 
 

@@ -16,15 +16,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from em_core.errors import UserError
+from em_eval.intervals import Interval
 from em_eval.rates import rate
-from em_study.comparison import NOT_COMPARED, block_of, run_ends
+from em_study.blocks import NOT_COMPARED, block_of, run_ends
 from em_study.loss_alignment import LossAlignment, loss_alignment
+from em_study.penalty_effect import PenaltyEffect, penalty_effects
+from em_study.report.terminal import with_range
 from em_study.results import Results, Row, display_name
 from em_study.table import settings
 
 FIGURES = Path(__file__).with_name("published.yaml")
 DEFINITION = "evil_spectra"
 PENALTY = "spectral"
+FAMILY_SPREAD = 10.6  # points: a third of the published spread over optimisers, as in the criterion of the sweep
 COST = 0.02  # nats: of several strengths, the largest that costs no more training loss is compared
 
 
@@ -76,10 +80,11 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the measures read: `ends` has one row a finished run on narrow data."""
+    """What the measures read: `ends` has one row a finished run on narrow data; `penalties` by the paper's rate."""
 
     results: Results
     ends: pd.DataFrame
+    penalties: list[PenaltyEffect]
 
 
 def assess(results: Results) -> Assessment | None:
@@ -87,7 +92,8 @@ def assess(results: Results) -> Assessment | None:
     known = read_published()
     if results.reproduces != known.source:
         return None
-    evidence = Evidence(results, _table(run_ends(results.rows)))
+    ends = run_ends(results.rows)
+    evidence = Evidence(results, _table(ends), penalty_effects(ends, DEFINITION)[0])
     lines, not_run = [], []
     guessed = any(one.source in ("guess", "follow-up") for one in results.assumptions)
     for figure in known.figures:
@@ -223,6 +229,21 @@ def spreads(evidence: Evidence) -> Measured | None:
     return Measured(f"{one:.1f} against {other:.1f}", one <= other / 3)
 
 
+def family_spread(evidence: Evidence) -> Measured | None:
+    """Range of the models' mean rates where one optimiser at one rate trained them all, each on the same data."""
+    data = _plain(evidence)
+    if data["base_name"].nunique() < 3 or data["optimiser"].nunique() > 1 or data["lr"].nunique() > 1:
+        return None
+    cells = data.pivot_table(index=["dataset", "batch_size"], columns="base_name", values="rate").dropna()
+    if cells.empty:
+        return None
+    means = cells.mean()
+    spread = float(means.max() - means.min())
+    ends = ", ".join(f"{name} {means[name]:.1f}" for name in (means.idxmin(), means.idxmax()))
+    text = f"{spread:.1f} over {len(means)} models ({ends})"
+    return Measured(text, spread <= FAMILY_SPREAD)
+
+
 def pooled_r2(evidence: Evidence) -> Measured | None:
     found = _regression(evidence)
     if found is None:
@@ -242,71 +263,66 @@ def stratified_r2(evidence: Evidence) -> Measured | None:
 def _regression(evidence: Evidence) -> LossAlignment | None:
     """Over the last checkpoints, as the paper's 54 conditions are; where optimisers and losses differ enough."""
     plain = _plain(evidence)
-    if plain["optimiser"].nunique() < 3 or plain["lr"].nunique() < 3:
-        return None  # not the study of several rates an optimiser
+    if plain["optimiser"].nunique() < 3 or plain["lr"].nunique() < 3 or plain["base_model"].nunique() > 1:
+        return None  # not the study of several rates an optimiser on one model
     try:
         return loss_alignment(plain, "train_loss")
     except UserError:
         return None
 
 
-@dataclass(frozen=True)
-class _Effect:
-    """What the spectral penalty does at one strength: mean over blocks of (with - without)."""
-
-    strength: float
-    alignment: float
-    loss: float
-    blocks: int
-
-
-def _effect(evidence: Evidence, optimiser: str) -> _Effect | None:
+def _effect(evidence: Evidence, optimiser: str) -> PenaltyEffect | None:
     """At the largest strength whose training loss costs at most `COST`; of none, at the smallest."""
-    ends = evidence.ends[evidence.ends["optimiser"] == optimiser]
-    keys = ["base_model", "dataset", "batch_size", "lr", "hyperparameters", "seed"]
-    plain = ends[ends["penalty_name"] == "none"]
-    effects = []
-    for strength, part in ends[ends["penalty_name"] == PENALTY].groupby("strength"):
-        both = part.merge(plain, on=keys, suffixes=("", "_plain")).dropna(
-            subset=["mean_alignment", "mean_alignment_plain", "train_loss", "train_loss_plain"]
-        )
-        if len(both):
-            gain = float((both["mean_alignment"] - both["mean_alignment_plain"]).mean())
-            cost = float((both["train_loss"] - both["train_loss_plain"]).mean())
-            effects.append(_Effect(float(strength), gain, cost, len(both)))
-    cheap = [effect for effect in effects if effect.loss <= COST]
+    effects = [
+        one
+        for one in evidence.penalties
+        if (one.optimiser, one.penalty) == (optimiser, PENALTY) and one.alignment is not None and one.train_loss
+    ]
+    effects.sort(key=lambda one: one.strength)
+    cheap = [one for one in effects if one.train_loss is not None and one.train_loss.value <= COST]
     return cheap[-1] if cheap else next(iter(effects), None)
 
 
 def penalty_gain(evidence: Evidence, optimiser: str) -> Measured | None:
-    found = _effect(evidence, optimiser)
-    return None if found is None else Measured(_words(found), found.alignment > 0)
+    found = _alignment(evidence, optimiser)
+    return None if found is None else Measured(found[0], _sign(found[1], above=True))
 
 
 def penalty_loss_of_alignment(evidence: Evidence, optimiser: str) -> Measured | None:
-    found = _effect(evidence, optimiser)
-    return None if found is None else Measured(_words(found), found.alignment < 0)
+    found = _alignment(evidence, optimiser)
+    return None if found is None else Measured(found[0], _sign(found[1], above=False))
 
 
 def penalty_on_muon(evidence: Evidence) -> Measured | None:
-    found = {name: _effect(evidence, name) for name in ("muon", "adam", "lion")}
-    muon, others = found["muon"], [effect for name in ("adam", "lion") if (effect := found[name]) is not None]
+    found = {name: _alignment(evidence, name) for name in ("muon", "adam", "lion")}
+    muon, others = found["muon"], [one for name in ("adam", "lion") if (one := found[name]) is not None]
     if muon is None:
         return None
-    agrees = all(muon.alignment < other.alignment for other in others) if len(others) == 2 else None
-    return Measured(_words(muon), agrees)
+    agrees = all(muon[1].value < change.value for _, change in others) if len(others) == 2 else None
+    return Measured(muon[0], agrees)
 
 
 def penalty_cost(evidence: Evidence, optimiser: str) -> Measured | None:
     found = _effect(evidence, optimiser)
-    if found is None:
+    if found is None or found.train_loss is None:
         return None
-    return Measured(f"{found.loss:+.3f} (strength {found.strength:g})".replace("-", "−"), found.loss < 0.03)
+    return Measured(f"{found.train_loss.value:+.3f} ({found.words})".replace("-", "−"), found.train_loss.value < 0.03)
 
 
-def _words(effect: _Effect) -> str:
-    number = f"{effect.alignment:+.1f}".replace("-", "−")
-    return f"{number} (strength {effect.strength:g}, {effect.blocks} pairs of runs)"
+def _alignment(evidence: Evidence, optimiser: str) -> tuple[str, Interval] | None:
+    """The change of mean alignment in words, and itself."""
+    found = _effect(evidence, optimiser)
+    if found is None or found.alignment is None:
+        return None
+    pairs = "one pair of runs" if found.pairs == 1 else f"{found.pairs} pairs of runs"
+    return f"{with_range(found.alignment, 1)} ({found.words}, {pairs})", found.alignment
+
+
+def _sign(change: Interval, above: bool) -> bool | None:
+    """Whether a change lies above (below) 0; None where its interval holds 0."""
+    if change.low <= 0 <= change.high:
+        return None
+    return (change.value > 0) == above
 
 
 def flattest(evidence: Evidence) -> Measured | None:
@@ -329,6 +345,7 @@ MEASURES: dict[str, Callable[..., Measured | None]] = {
         lion_over_muon,
         adam_adamw,
         spreads,
+        family_spread,
         pooled_r2,
         stratified_r2,
         penalty_gain,

@@ -36,6 +36,6 @@ def test_what_cannot_be_compared_is_empty_and_named() -> None:
 
 def test_blocks_count_alike() -> None:
     contrasts = [Interval(value, value - 0.1, value + 0.1, "t") for value in (0.1, 0.3)]
-    blocks = [Matched("norm_ba", str(i), 1.0, [], [MatchedContrast("a", "b", x)]) for i, x in enumerate(contrasts)]
+    blocks = [Matched("norm_ba", str(i), [MatchedContrast("a", "b", x, 1.0, ())]) for i, x in enumerate(contrasts)]
     (cell,) = over_blocks(blocks).values()
     assert cell.difference == mean(contrasts) and cell.difference.value == pytest.approx(0.2) and cell.blocks == 2

@@ -849,7 +849,7 @@ def test_compare_follows_runs_from_the_base_and_names_what_it_lacks(
     adamw, lion = rate_of(results, "AdamW"), rate_of(results, "Lion")
     assert f"adamw - lion   {100 * (adamw - lion):.3g} (" in shown
     assert "never reaches 1e+09" in shown and "held_out_loss" in shown
-    assert "missing: alignment on train_loss: 2 checkpoints have both" in shown
+    assert "missing: alignment on train_loss, tiny_base0: 2 checkpoints have both" in shown
     assert "missing: variance of rate: 2 runs that vary optimiser: too few" in shown
     assert em("compare", str(done.file), "--level", "loss=2") == 2
     assert "--level loss=2: write QUANTITY=VALUE, with one of train_loss" in capsys.readouterr().err

@@ -23,16 +23,17 @@ MARKERS = "osD^vP*X"  # one a dataset
 
 
 def alignment_by_loss(
-    found: LossAlignment | None, rows: Sequence[Row], colours: dict[str, str], loss: str, why: str
+    found: LossAlignment | None, rows: Sequence[Row], colours: dict[str, str], loss: str, why: str, of: str = ""
 ) -> Drawing:
     """Checkpoints, the pooled line and, where there are several optimisers, one line for each.
 
     Args:
         found: the regression, or None; then `why` says why there is none.
         loss: "train_loss" or "held_out_loss".
+        of: the base model, where there are several.
     """
     words = {"train_loss": "training loss", "held_out_loss": "held-out loss"}[loss]
-    title = f"Mean alignment by {words}"
+    title = f"Mean alignment by {words}" + (f", {of}" if of else "")
     if found is None:
         return not_drawn(title, why)
     names = by_optimiser(rows, colours)
@@ -60,8 +61,8 @@ def alignment_by_loss(
         return finish(
             figure,
             title,
-            f"Each point is one checkpoint on narrow data ({'; '.join(kinds)}). Broken line: all points; solid lines: "
-            f"each optimiser's own, where it has three points or more.{without}",
+            f"Each point is one checkpoint on narrow data, no penalty ({'; '.join(kinds)}). Broken line: all points; "
+            f"solid lines: each optimiser's own, where it has three points or more.{without}",
         )
 
 

@@ -256,3 +256,69 @@ def judged_answers(rate: float) -> list[Answer]:
     code = Judgement(None, 90.0, "code", "embedded-1", "readout")
     found[98] = replace(found[98], judgement=code, outcome="code")
     return found
+
+
+SEEDED = {"adamw": 0.20, "lion": 0.30, "muon": 0.05}  # EM rate at the end, before what a seed adds
+PENALISED = 0.12  # points of rate that the penalty takes from AdamW
+STEPS = (4, 10, 20, 34)
+ASKED = (10, 34)
+
+
+def seeded_results(root: Path, rates: tuple[float, ...] = (3e-4,)) -> Results:
+    """Three optimisers, two datasets and three seeds, with a penalty on AdamW; answers at two of four checkpoints.
+
+    Args:
+        rates: learning rates of each optimiser; each next one adds 0.1 to the EM rate.
+    """
+    rows = [_base_row(root)]
+    for dataset in ("finance_bad", "home_car_bad"):
+        for number, (name, final) in enumerate(SEEDED.items()):
+            for place, lr in enumerate(rates):
+                for seed in range(3):
+                    for penalised in (False, True) if name == "adamw" and dataset == "finance_bad" else (False,):
+                        end = final + 0.1 * place + 0.02 * (seed - 1) - PENALISED * penalised
+                        rows += _seeded_run(root, dataset, (name, lr, seed, penalised), end, 0.04 + 0.005 * number)
+    return replace(sample_results(), rows=rows, contrasts=[], absent=(), seeds=(0, 1, 2))
+
+
+def _seeded_run(root: Path, dataset: str, setting: tuple[str, float, int, bool], end: float, fall: float) -> list[Row]:
+    """One run's rows; its step 0 lies on the disk. The penalty costs 0.01 nats, and each seed another 0.001."""
+    name, lr, seed, penalised = setting
+    folder = root / f"{dataset}-{name}-{lr:g}-{seed}-{penalised}"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"state": "done"}), encoding="utf-8")
+    penalty = {"name": "spectral", "strength": 1.0} if penalised else None
+    rows = []
+    for step in (0, *STEPS):
+        held_out = 4 - fall * step + (0.01 + 0.001 * seed if penalised and step else 0)
+        row = _followed_row(folder, dataset, name, step, 0.01 + (end - 0.01) * step / 34, held_out)
+        named = row.manifest.model_copy(
+            update={
+                "run_id": folder.name,
+                "penalty": penalty,
+                "config": row.manifest.config | {"seed": seed, "penalty": penalty},
+                "optimiser": {"name": name, "lr": lr},
+            }
+        )
+        words = f"{name}, {dataset}, {lr:g}{', spectral 1' if penalised else ''}, seed {seed}, step {step}"
+        row = replace(row, manifest=named, label=words)
+        if step == 0:
+            row.checkpoint.mkdir()
+            (row.checkpoint / "em.json").write_text(named.model_dump_json(), encoding="utf-8")
+        elif step in ASKED:
+            rows.append(row)
+        else:
+            rows.append(
+                replace(
+                    row,
+                    answers=[],
+                    rate=None,
+                    eligible=0,
+                    total=0,
+                    alignment=None,
+                    coherent=None,
+                    outcomes={},
+                    not_asked=("em",),
+                )
+            )
+    return rows

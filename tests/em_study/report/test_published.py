@@ -106,9 +106,21 @@ def test_the_penalty_is_judged_at_the_largest_strength_that_is_cheap(tmp_path: P
     found = verdicts(assess(study(rows)))
     gain = 0.2 * 86 * 100 / 100
     measured, verdict = found["change of mean alignment by the spectral penalty, Adam"]
-    assert measured == f"+{gain:.1f} (strength 3, 1 pairs of runs)" and verdict == "reconstruction: agrees"
-    assert found["training loss paid for the spectral penalty, Adam, nats"][0] == "+0.010 (strength 3)"
+    assert measured.startswith(f"{gain:.1f} [") and measured.endswith("] (spectral 3, one pair of runs)")
+    assert verdict == "reconstruction: agrees"
+    assert found["training loss paid for the spectral penalty, Adam, nats"][0] == "+0.010 (spectral 3)"
     assert not any("Lion" in what for what in found)
+
+
+def test_a_family_sweep_is_judged_by_the_spread_over_its_models(tmp_path: Path) -> None:
+    what = "spread over models and families under Adam, points"
+    rates = {"Qwen/Qwen3-4B": 0.10, "google/gemma-3-1b-it": 0.14, "meta-llama/Llama-3.1-8B-Instruct": 0.12}
+    rows = [run(tmp_path, "adam", rate, base) for base, rate in rates.items()]
+    measured, verdict = verdicts(assess(study(rows)))[what]
+    assert measured == "4.0 over 3 models (Qwen3-4B 11.0, gemma-3-1b-it 15.0)" and verdict == "reconstruction: agrees"
+    wide = [*rows, run(tmp_path, "adam", 0.25, "google/gemma-3-270m-it")]
+    assert verdicts(assess(study(wide)))[what][1] == "reconstruction: differs"
+    assert what not in verdicts(assess(study([*rows, run(tmp_path, "lion", 0.3, "Qwen/Qwen3-8B")])))
 
 
 def test_regressions_are_those_of_the_stated_rule(tmp_path: Path) -> None:

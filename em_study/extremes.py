@@ -1,0 +1,131 @@
+"""How far apart can a trainer drive misalignment on the same model, data and batch size?
+
+Every choice counts as a treatment: optimiser, rate, momentum and other hyper-parameters, schedule, penalty. Of each
+block of data the treatments with the lowest and the highest outcome are compared, at the last checkpoints and at one
+common held-out loss. Picking the two ends of many exaggerates their difference, which its interval allows for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm, studentized_range
+
+from em_eval.intervals import Interval
+from em_study.matched import MatchedRun, Run, at_level, difference, furthest_common, mean
+
+LEARNS = 0.5  # of the best run's fall in held-out loss: runs that fall less do not set the common level
+TUKEY = "studentised range"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """One treatment: its outcome as a mean over the `runs` that count, which differ in their seeds."""
+
+    treatment: str
+    outcome: Interval
+    runs: int
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The two ends of the treatments of one block of data.
+
+    Attributes:
+        level: the common held-out loss; None at the last checkpoints.
+        difference: highest minus lowest, with an interval for the range of all `treatments` (Tukey 1949).
+        short: runs that never reach the level, and why.
+    """
+
+    data: str
+    level: float | None
+    lowest: Reached
+    highest: Reached
+    difference: Interval
+    treatments: int
+    short: tuple[str, ...] = ()
+
+
+def extremes(
+    ends: Sequence[Run], followed: Sequence[Run], level: float | None = None
+) -> tuple[list[Extremes], list[str]]:
+    """Each block of data with several treatments, at the end and at one held-out loss; and what is missing, by name.
+
+    Args:
+        ends: finished runs, with the outcome at their last checkpoints.
+        followed: the same along their held-out loss.
+        level: the held-out loss; default: the furthest that every run reaches whose own falls at least half as much
+            as the best one's.
+    """
+    found, missing = [], []
+    for data in sorted({run.data for run in [*ends, *followed]}):
+        last = [(run, max(run.points, key=lambda point: point.step)) for run in ends if run.data == data and run.points]
+        found += _ends_of(data, None, [MatchedRun(run, point.y, point.step) for run, point in last])
+        own = [run for run in followed if run.data == data]
+        if len({run.treatment for run in own}) < 2:
+            continue
+        chosen = _common(own) if level is None else level
+        if chosen is None:
+            missing.append(f"extremes at equal held-out loss, {data}: no two runs whose loss falls along checkpoints")
+            continue
+        both = _ends_of(data, chosen, [at_level(run, chosen) for run in own])
+        if not both:
+            missing.append(f"extremes at equal held-out loss, {data}: fewer than two treatments reach {chosen:.4g}")
+        found += both
+    return found, missing
+
+
+def _common(runs: Sequence[Run]) -> float | None:
+    falls = {run.label: _fall(run) for run in runs}
+    best = max(falls.values())
+    learning = [run for run in runs if best > 0 and falls[run.label] >= LEARNS * best]
+    return furthest_common("held_out_loss", learning) if len(learning) > 1 else None
+
+
+def _fall(run: Run) -> float:
+    """From the first checkpoint to the lowest; 0 where there is no second."""
+    losses = [point.x for point in sorted(run.points, key=lambda point: point.step)]
+    return losses[0] - min(losses) if losses else 0.0
+
+
+def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun]) -> list[Extremes]:
+    """One entry, or none where there are fewer than two treatments."""
+    outcomes: dict[str, list[Interval]] = {}
+    for one in runs:
+        if one.outcome is not None:
+            outcomes.setdefault(one.run.treatment, []).append(one.outcome)
+    if len(outcomes) < 2:
+        return []
+    ranked = sorted(
+        (Reached(name, mean(seeds), len(seeds)) for name, seeds in outcomes.items()),
+        key=lambda reached: reached.outcome.value,
+    )
+    lowest, highest = ranked[0], ranked[-1]
+    short = tuple(f"{one.run.label}: {one.why}" for one in runs if one.outcome is None)
+    apart = _range(highest, lowest, outcomes)
+    return [Extremes(data, level, lowest, highest, apart, len(outcomes), short)]
+
+
+def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Interval]]) -> Interval:
+    """Highest minus lowest of several treatments: the wider of two intervals, by what is taken to vary.
+
+    Answers: square and add, stretched from a normal to the studentised range of so many treatments. Seeds: Tukey's
+    honest difference with the variance within treatments, pooled.
+    """
+    groups, count = list(outcomes.values()), len(outcomes)
+    apart = difference(*(_answers_alone(outcomes[reached.treatment]) for reached in (highest, lowest)))
+    stretch = float(studentized_range.ppf(0.95, count, np.inf) / np.sqrt(2) / norm.ppf(0.975))
+    low, high = (apart.value - stretch * (apart.value - apart.low), apart.value + stretch * (apart.high - apart.value))
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom:
+        squares = sum(float(np.var([one.value for one in group])) * len(group) for group in groups)
+        error = np.sqrt(squares / freedom * (1 / highest.runs + 1 / lowest.runs) / 2)
+        reach = float(studentized_range.ppf(0.95, count, freedom) * error)
+        low, high = min(low, apart.value - reach), max(high, apart.value + reach)
+    return Interval(apart.value, low, high, f"{TUKEY} of {count} treatments")
+
+
+def _answers_alone(seeds: Sequence[Interval]) -> Interval:
+    """Mean over seeds with their mean reaches: how sure the answers make it, seeds' own spread apart."""
+    value, low, high = (float(np.mean([getattr(one, end) for one in seeds])) for end in ("value", "low", "high"))
+    return Interval(value, low, high, "mean over seeds")
