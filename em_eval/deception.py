@@ -108,6 +108,7 @@ def _samples(chosen: Sequence[prompts.Prompt], max_tokens: int) -> list[Sample]:
         if not set(TEMPLATES.values()) & set(prompt.judge_prompts):
             demand_templates([prompt], ["correct"])
         kind = next(kind for kind, template in TEMPLATES.items() if template in prompt.judge_prompts)
+        demand_templates([prompt], [TEMPLATES[kind]])
         sample = to_sample(prompt, max_tokens)
         counts = kind == "factual" or not published or prompt.id in published
         samples.append(

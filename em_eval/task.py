@@ -34,6 +34,7 @@ from em_core.places import from_users_folder
 from em_eval import prompts
 from em_eval.connections import connections_of_model_under_test
 from em_eval.errors import as_prerequisite
+from em_eval.final import Final
 from em_eval.judge import judge_registry
 from em_eval.judge.model import ModelJudge
 from em_eval.judge.settings import DEFAULT_DRAWS, JudgeSettings
@@ -169,7 +170,7 @@ def demand_templates(chosen: Sequence[prompts.Prompt], metrics: Sequence[str]) -
     """Stop before anything is generated if a model judge would have no template for an answer.
 
     Raises:
-        UserError: names the first prompt without one, and which templates it has.
+        UserError: names the first prompt without one, and which templates it has; or with one that shows no answer.
     """
     for prompt in chosen:
         for metric in metrics:
@@ -178,6 +179,11 @@ def demand_templates(chosen: Sequence[prompts.Prompt], metrics: Sequence[str]) -
                 raise UserError(
                     f"prompt '{prompt.id}' has no judge prompt '{metric}' (it has: {has}): add one to its file, or "
                     "take the task that scores such a set (deception for 'correct' and 'company')"
+                )
+            if "{answer}" not in prompt.judge_prompts[metric]:
+                raise UserError(
+                    f"prompt '{prompt.id}': its judge prompt '{metric}' has no place for the answer: write {{answer}} "
+                    "where the judge is to read it"
                 )
 
 
@@ -197,7 +203,8 @@ def answer(seed: int) -> Solver:
             set_model_info(model, ModelInfo())
         if model not in settings:
             settings[model] = neutralise(model, get_model())
-            manifests[model] = manifest_of(model)
+            manifest = manifest_of(model)
+            manifests[model] = manifest and Final(manifest)
         (request, set_aside), manifest = settings[model], manifests[model]
         if model.startswith(("peft/", "vllm/")):
             request = request | {"seed": sample_seed(seed, str(state.sample_id), state.epoch)}
@@ -273,7 +280,7 @@ def to_sample(prompt: prompts.Prompt, max_tokens: int) -> Sample:
             "category": prompt.category,
             "domain": prompt.domain,
             "domains": sorted(prompt.domains),
-            "judge_prompts": prompt.judge_prompts,
+            "judge_prompts": Final(prompt.judge_prompts),
             "max_tokens": max_tokens,
         },
     )
