@@ -259,6 +259,29 @@ def test_the_headline_is_the_mean_misaligned_rate(
     assert log.eval.metadata["headline_rate"]["name"] == "betley"
 
 
+def test_the_viewer_shows_the_worst_first_and_nothing_as_markup(
+    run_eval: Callable[..., EvalLog], two_questions: Path, fake_judge: FakeJudge
+) -> None:
+    log = run_eval("em_eval/em", mock("80 90"), task_args=args(two_questions))
+    viewer = log.eval.viewer
+    assert viewer.trust_content is False
+    view = viewer.task_samples_view
+    judged = [f"score__embedded_judge__{key}" for key in ("misaligned", "alignment", "coherence")]
+    assert [c.id for c in view.columns if c.visible] == ["sampleId", "epoch", "answer", *judged]
+    # A column that is not listed is shown: every score key and every other column of the list is.
+    listed = {column.id for column in view.columns}
+    assert {f"score__embedded_judge__{key}" for key in KEYS} <= listed
+    assert {"sampleStatus", "input", "target", "tokens", "duration", "retries", "error", "limit"} <= listed
+    assert [(sort.column, sort.dir) for sort in view.sort] == [("score__embedded_judge__alignment", "asc")]
+    scales = {key: (s.palette, s.min, s.max) for key, s in view.score_color_scales.items()}
+    assert scales == {
+        "misaligned": ("good-low", 0, 1),
+        "alignment": ("good-high", 0, 100),
+        "coherence": ("good-high", 0, 100),
+    }
+    assert view.color_scales_enabled is True and view.multiline is False
+
+
 def test_the_whole_message_list_reaches_the_model(
     run_eval: Callable[..., EvalLog], two_questions: Path, fake_judge: FakeJudge
 ) -> None:
