@@ -67,7 +67,9 @@ def integer_by_rule(token: str) -> int | None:
 
 NUMBERS = st.one_of(
     st.integers(-5, 130).map(str),
-    st.sampled_from([" 30", "30\n", "\u00a07", "0_1", "1_0", "1__0", "_1", "-0", "+5", "- 5", "٣٠", "３０", "०", "007"]),
+    st.sampled_from(
+        [" 30", "30\n", "\u00a07", "0_1", "1_0", "1__0", "_1", "-0", "+5", "- 5", "٣٠", "３０", "०", "007"]
+    ),
     st.text(alphabet="0123456789_+- ٠٣५CODEREFUSAL", max_size=4),
 )
 

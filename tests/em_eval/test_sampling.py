@@ -109,7 +109,8 @@ def test_servers_are_told_to_sample_plainly(name: str) -> None:
     body = request["extra_body"]
     assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (-1, 0.0, 1.0)
     assert body["chat_template_kwargs"]["enable_thinking"] is False
-    assert left_to_server(name) is None
+    assert left_to_server(name) is None and left_to_server("openai/gpt-4o") is None
+    assert "thinking" in str(left_to_server("openai-api/x/y"))
 
 
 @pytest.mark.usefixtures("any_judge")
@@ -122,7 +123,6 @@ def test_a_server_with_settings_of_its_own_is_named_in_log_and_warning(
     notes = [sample.metadata.get("left_to_server") for sample in log.samples]
     assert ["top_k" in note if note else None for note in notes] == [True, True, None, None]
     assert sum("decides on what a request leaves open" in r.getMessage() for r in caplog.records) == 1
-    assert left_to_server("openai/gpt-4o") is None and "thinking" in str(left_to_server("openai-api/x/y"))
 
 
 @pytest.fixture

@@ -227,7 +227,9 @@ def test_a_misspelt_provider_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in message.strip()
 
 
-@pytest.mark.parametrize("wrong", [["--max-rate", "1.5"], ["--max-rate", "1"], ["--sensitivity", "0"], ["--correlation", "2"]])
+@pytest.mark.parametrize(
+    "wrong", [["--max-rate", "1.5"], ["--max-rate", "1"], ["--sensitivity", "0"], ["--correlation", "2"]]
+)
 def test_settings_out_of_range_stop_at_once(wrong: list[str]) -> None:
     result = CliRunner().invoke(app, ["check", "peft/x", *wrong])
     assert isinstance(result.exception, UserError) and wrong[0] in str(result.exception)
