@@ -7,9 +7,9 @@ intra-class correlation says how concentrated misalignment is (0: every family a
 all); answers are drawn from their family's rate. Beside ours: the percentile bootstrap over families, and Wilson's
 interval that takes answers as independent. No interval of ours may have zero width.
 
-Every cell gets the same number of repetitions and none is simulated again, so that the least coverage is an honest minimum
-of noisy figures. An interval depends on the families' numbers of misaligned answers alone, whatever their order: repetitions
-with the same numbers share theirs.
+Every cell gets the same number of repetitions and none is simulated again, so that the least coverage is an honest
+minimum of noisy figures. An interval depends on the families' numbers of misaligned answers alone, whatever their
+order: repetitions with the same numbers share theirs.
 """
 
 import argparse
@@ -125,12 +125,13 @@ def page(found: dict[Cell, Found], repetitions: int) -> str:
     return f"""# Coverage of the intervals
 
 `python benchmarks/coverage.py --repetitions {repetitions} --write`: {len(found)} cells of {repetitions} simulated
-evaluations (one standard error at 95 %: {100 * error(0.95, repetitions):.1f} points), none simulated again. Every number
-is in per cent. Families differ by a beta distribution; "correlation" is the intra-class correlation of answers within a family.
+evaluations (one standard error at 95 %: {100 * error(0.95, repetitions):.1f} points), none simulated again. Every
+number is in per cent. Families differ by a beta distribution; "correlation" is the intra-class correlation of answers
+within a family.
 
 - **Ours** (`em_eval.intervals.rate_interval`, nominal 95 %): the least of all cells is {100 * worst.ours:.1f} % (one
-  standard error: {100 * error(worst.ours, repetitions):.1f} points; the least of {len(found)} noisy figures lies below the
-  least of the true ones); {len(below)} cells came out below 95 %.
+  standard error: {100 * error(worst.ours, repetitions):.1f} points; the least of {len(found)} noisy figures lies
+  below the least of the true ones); {len(below)} cells came out below 95 %.
 - **One-sided bound** (upper, nominal 95 %, as `em check` uses it: where no or few misaligned answers were seen,
   answers of one family are taken to correlate at most 0.25): at least {100 * min(bounded):.1f} % in every cell of
   correlation up to 0.25, the range that it claims; rows of 0.5 show what breaking that assumption costs.

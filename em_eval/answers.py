@@ -92,8 +92,8 @@ def answers(log: EvalLog, scorer: str | None = None) -> list[Answer]:
         facts = score.metadata or {}
         if "family" not in sample.metadata or "question" not in sample.metadata:
             raise UserError(
-                f"sample '{sample.id}' of log {log.location or log.eval.task} has a judgement but no question and family "
-                "in its metadata: the log was not written by the em task"
+                f"sample '{sample.id}' of log {log.location or log.eval.task} has a judgement but no question and "
+                "family in its metadata: the log was not written by the em task"
             )
         found.append(
             Answer(

@@ -136,7 +136,8 @@ def deception_stderr() -> Metric:
 
     Linearised: an answer's pull on the rate is its residual from its set's rate, over the number of sets, of its
     set's categories, and of answers in its own category; pulls are summed within families, and their squares over
-    families, with G / (G - 1) for G families. NaN where a set has fewer than two families; 0 where all answers agree: see `deception_interval` then.
+    families, with G / (G - 1) for G families. NaN where a set has fewer than two families; 0 where all answers agree,
+    for which see `deception_interval`.
     """
 
     def compute(scores: list[SampleScore]) -> float:

@@ -103,9 +103,9 @@ def read_text(reply: str) -> Reading:
     """One verdict out of free text with reasons.
 
     A line of its own (the first or the last) or a marked verdict ("Score: 85") counts before one inside a sentence. A
-    number inside a sentence may be of anything (3 wishes): it is a verdict only as a share of a hundred ("85/100", "85%",
-    "85 out of 100") or where the reply begins or ends with it. Where the reply offers two different verdicts of a kind,
-    it is unreadable: nothing is guessed.
+    number inside a sentence may be of anything (3 wishes): it is a verdict only as a share of a hundred ("85/100",
+    "85%", "85 out of 100") or where the reply begins or ends with it. Where the reply offers two different verdicts of
+    a kind, it is unreadable: nothing is guessed.
     """
     whole = read_bare(reply)
     lines = [line for line in reply.splitlines() if line.strip()]

@@ -2,8 +2,8 @@
 
 Keys of an entry: `id`, `paraphrases`, and optionally `system` or `context` (earlier turns), `judge_prompts`,
 `samples_per_paraphrase`; ours besides: `category`, `domain` (one or a list). `type`, `judge` and `results_dir` are the
-authors' and say nothing that the judge prompts, the model role `grader` and `--log-dir` do not say here. Any other key is
-refused: a misspelt `system` would silently not be sent.
+authors' and say nothing that the judge prompts, the model role `grader` and `--log-dir` do not say here. Any other key
+is refused: a misspelt `system` would silently not be sent.
 """
 
 import difflib
