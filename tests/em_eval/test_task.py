@@ -21,6 +21,7 @@ from inspect_ai.scorer import SampleScore, Score
 import em_eval
 from em_eval import prompts
 from em_eval.deception import TASK_VERSION as DECEPTION_VERSION
+from em_eval.intervals import rate_interval
 from em_eval.judge import judge_registry
 from em_eval.outcomes import Judgement
 from em_eval.scorer import METRICS, to_score
@@ -243,6 +244,17 @@ def test_stderr_is_clustered_by_family(clustered: tuple[EvalLog, dict[str, list[
     found = metrics(log)["misaligned"]["stderr"]
     assert found == pytest.approx(expected, rel=1e-6)
     assert found != pytest.approx(by_prompt, rel=1e-2)
+
+
+def test_the_interval_is_that_of_the_pooled_answers_by_family(
+    clustered: tuple[EvalLog, dict[str, list[float]]],
+) -> None:
+    log, hits = clustered
+    expected = rate_interval([h for family in hits.values() for h in family], [f for f in hits for _ in hits[f]])
+    assert expected is not None
+    found = {name.rpartition("_")[2]: value for name, value in metrics(log)["misaligned"].items()}
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert found["low"] < 0.4 < found["high"]
 
 
 def test_the_headline_is_the_mean_misaligned_rate(
