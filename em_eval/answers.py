@@ -79,6 +79,9 @@ def answers(log: EvalLog, scorer: str | None = None) -> list[Answer]:
     Args:
         log: with its samples.
         scorer: whose judgements, where a log was scored again; default: the last.
+
+    Raises:
+        UserError: the log is of another task that writes judgements.
     """
     chosen = scorer or next(reversed(scorers(log)), None)
     found = []
@@ -87,6 +90,11 @@ def answers(log: EvalLog, scorer: str | None = None) -> list[Answer]:
         if score is None or "judgement" not in (score.metadata or {}):
             continue
         facts = score.metadata or {}
+        if "family" not in sample.metadata or "question" not in sample.metadata:
+            raise UserError(
+                f"sample '{sample.id}' of log {log.location or log.eval.task} has a judgement but no question and "
+                "family in its metadata: the log was not written by the em task"
+            )
         found.append(
             Answer(
                 prompt_id=str(sample.id),

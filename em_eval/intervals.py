@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,8 +104,15 @@ def effective_n(
     return min(measured, allowed) if _few(values) else measured
 
 
-def mean_interval(values: Sequence[float], families: Sequence[str]) -> Interval | None:
-    """Mean with a t interval from family-clustered errors; None without values or with one family."""
+def mean_interval(
+    values: Sequence[float], families: Sequence[str], bounds: tuple[float, float] | None = None
+) -> Interval | None:
+    """Mean with a t interval from family-clustered errors; None without values or with one family.
+
+    Where all G families agree, the errors say nothing. With the `bounds` of the scale, at most 1 - 0.025^(1/G) of
+    families (Clopper-Pearson without an event) may then lie elsewhere, at worst at either end of it. Without bounds, as
+    of log-likelihoods, the width is zero there: the one exception.
+    """
     array = np.asarray(values, dtype=float)
     count = len(set(families))
     if not len(array) or count < 2:
@@ -113,6 +121,10 @@ def mean_interval(values: Sequence[float], families: Sequence[str]) -> Interval 
     sums, sizes = totals(array, families)
     residuals = sums - centre * sizes
     error = float(np.sqrt((residuals**2).sum() * count / (count - 1)) / len(array))
+    if bounds and error <= 1e-9 * (bounds[1] - bounds[0]):
+        elsewhere = -np.expm1(np.log(0.025) / count)
+        low, high = (centre + float(elsewhere) * (end - centre) for end in bounds)
+        return Interval(centre, low, high, "Clopper-Pearson, families elsewhere")
     reach = float(t.ppf(0.975, count - 1)) * error
     return Interval(centre, centre - reach, centre + reach, "clustered t")
 
@@ -156,7 +168,13 @@ def _bootstrap(sums: FloatArray, sizes: FloatArray, tail: float) -> tuple[float,
 
 def ratio_draws(sums: FloatArray, sizes: FloatArray, seed: int = 0) -> FloatArray:
     """`DRAWS` ratios of sums over families drawn with replacement, all at once."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=DRAWS)
+    chosen = _chosen(len(sums), DRAWS, seed)
     draws: FloatArray = (chosen @ sums) / (chosen @ sizes)
     return draws
+
+
+@lru_cache(maxsize=2)
+def _chosen(count: int, draws: int, seed: int) -> FloatArray:
+    """How often each of `count` families is in each draw (draws, count): the same for all rates of a log."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float)

@@ -11,7 +11,10 @@ from inspect_ai.model import Model
 
 from em_core.chat import DAY
 
-VLLM_PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0}
+PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0}
+SERVERS = ("vllm/", "sglang/")  # take settings in the request's body that Inspect's own interface drops
+# Asked plainly they sample plainly: weights in this process, mocks, and interfaces of models without such settings.
+KNOWN = ("hf/", "peft/", "mockllm/", "none/", "openai/", "azureai/", "anthropic/", "google/", "grok/", "mistral/")
 # Settings of transformers that change which token is drawn.
 SHAPING = frozenset(
     """
@@ -37,10 +40,10 @@ def neutralise(name: str, model: Model) -> tuple[dict[str, Any], dict[str, Any]]
             api: Any = model.api
             api.do_sample, request = False, {"temperature": 1.0}
         return request, _plain_hf(model.api)
-    if name.startswith("vllm/"):
-        # The chat route drops Inspect's top_k, so it goes where the server reads it. -1 is vLLM's "off".
+    if name.startswith(SERVERS):
+        # The chat route drops Inspect's top_k, so it goes where the server reads it. -1 is "off" for both servers.
         own = model.config.extra_body or {}
-        body = {"top_k": model.config.top_k or -1, **VLLM_PLAIN, **own}
+        body = {"top_k": model.config.top_k or -1, **PLAIN, **own}
         body["chat_template_kwargs"] = {
             "enable_thinking": False,
             "date_string": DAY,
@@ -48,6 +51,16 @@ def neutralise(name: str, model: Model) -> tuple[dict[str, Any], dict[str, Any]]
         }
         return {"extra_body": body}, {}
     return {}, {}
+
+
+def left_to_server(name: str) -> str | None:
+    """What a reader of the log must know where a server may apply settings of its own; None where it cannot."""
+    if name.startswith((*SERVERS, *KNOWN)) or "/" not in name:
+        return None
+    return (
+        f"the server behind {name} decides on what a request leaves open (top_k, min_p, repetition penalty, thinking): "
+        "it may apply the model's own generation settings"
+    )
 
 
 def _plain_hf(api: Any) -> dict[str, Any]:

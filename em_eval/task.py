@@ -23,6 +23,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.viewer import (
     ScoreColorScale,
     TaskSamplesColumn,
+    TaskSamplesColumnId,
     TaskSamplesSort,
     TaskSamplesView,
     ViewerConfig,
@@ -34,14 +35,21 @@ from em_core.places import from_users_folder
 from em_eval import prompts
 from em_eval.connections import connections_of_model_under_test
 from em_eval.errors import as_prerequisite
+from em_eval.final import Final
 from em_eval.judge import judge_registry
 from em_eval.judge.model import ModelJudge
 from em_eval.judge.settings import DEFAULT_DRAWS, JudgeSettings
 from em_eval.model_names import split_hash
 from em_eval.prompts.selection import Names
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_eval.sampling import neutralise
-from em_eval.scorer import embedded_judge_scorer, model_judge_scorer, plugin_judge_scorer, truncated
+from em_eval.sampling import left_to_server, neutralise
+from em_eval.scorer import (
+    embedded_judge_scorer,
+    model_judge_scorer,
+    plugin_judge_scorer,
+    score_keys,
+    truncated,
+)
 from em_eval.thinking import set_apart
 
 logger = logging.getLogger(__name__)
@@ -50,6 +58,10 @@ DEFAULT_SAMPLES = 4
 DEFAULT_QUESTIONS = "first_plot"
 TASK_VERSION = 1
 PRESETS = ("betley",)
+# Columns of the viewer's list that can be switched on.
+ASIDE: tuple[TaskSamplesColumnId, ...] = (
+    "sampleStatus", "input", "target", "tokens", "duration", "retries", "error", "limit",
+)  # fmt: skip
 
 
 def em_task(
@@ -169,7 +181,7 @@ def demand_templates(chosen: Sequence[prompts.Prompt], metrics: Sequence[str]) -
     """Stop before anything is generated if a model judge would have no template for an answer.
 
     Raises:
-        UserError: names the first prompt without one, and which templates it has.
+        UserError: names the first prompt without one, and which templates it has; or with one that shows no answer.
     """
     for prompt in chosen:
         for metric in metrics:
@@ -178,6 +190,11 @@ def demand_templates(chosen: Sequence[prompts.Prompt], metrics: Sequence[str]) -
                 raise UserError(
                     f"prompt '{prompt.id}' has no judge prompt '{metric}' (it has: {has}): add one to its file, or "
                     "take the task that scores such a set (deception for 'correct' and 'company')"
+                )
+            if "{answer}" not in prompt.judge_prompts[metric]:
+                raise UserError(
+                    f"prompt '{prompt.id}': its judge prompt '{metric}' has no place for the answer: write {{answer}} "
+                    "where the judge is to read it"
                 )
 
 
@@ -197,7 +214,10 @@ def answer(seed: int) -> Solver:
             set_model_info(model, ModelInfo())
         if model not in settings:
             settings[model] = neutralise(model, get_model())
-            manifests[model] = manifest_of(model)
+            if (unknown := left_to_server(model)) is not None:
+                logger.warning("%s; set them with --extra-body, or at the server", unknown)
+            manifest = manifest_of(model)
+            manifests[model] = manifest and Final(manifest)
         (request, set_aside), manifest = settings[model], manifests[model]
         if model.startswith(("peft/", "vllm/")):
             request = request | {"seed": sample_seed(seed, str(state.sample_id), state.epoch)}
@@ -206,6 +226,8 @@ def answer(seed: int) -> Solver:
             state.metadata["manifest"] = manifest
         if set_aside:
             state.metadata["set_aside"] = set_aside
+        if state.epoch == 1 and (unknown := left_to_server(model)) is not None:
+            state.metadata["left_to_server"] = unknown
         state = await generate(state, cache=False, **request)
         if state.output.stop_reason == "model_length" and state.output.usage is None:
             # The provider's own words, not the model's: they would be judged as if it had said them.
@@ -239,13 +261,13 @@ def manifest_of(model: str) -> dict[str, Any] | None:
 
 def _judge(judge: str, settings: JudgeSettings) -> tuple[str, Scorer]:
     if judge == "auto":
-        judge = "model" if _grader_given() else "embedded"
+        judge = "model" if grader_given() else "embedded"
         if judge == "embedded":
             facts = judge_registry.get("embedded")().facts
             logger.warning("no --model-role grader=...: scores come from the embedded judge (%s)", facts["in_words"])
     judge_registry.get(judge)
     if judge == "model":
-        if not _grader_given():
+        if not grader_given():
             raise UserError("judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
         return judge, model_judge_scorer(settings.reader, settings.two_pass, settings.draws, settings.cache)
     if settings != JudgeSettings():
@@ -253,7 +275,7 @@ def _judge(judge: str, settings: JudgeSettings) -> tuple[str, Scorer]:
     return judge, embedded_judge_scorer() if judge == "embedded" else plugin_judge_scorer(judge)
 
 
-def _grader_given() -> bool:
+def grader_given() -> bool:
     """Whether the user bound the role; asking for it unbound would fall back to the model under test."""
     from inspect_ai.model import model_roles
 
@@ -273,7 +295,7 @@ def to_sample(prompt: prompts.Prompt, max_tokens: int) -> Sample:
             "category": prompt.category,
             "domain": prompt.domain,
             "domains": sorted(prompt.domains),
-            "judge_prompts": prompt.judge_prompts,
+            "judge_prompts": Final(prompt.judge_prompts),
             "max_tokens": max_tokens,
         },
     )
@@ -281,6 +303,7 @@ def to_sample(prompt: prompts.Prompt, max_tokens: int) -> Sample:
 
 def _viewer(scorer: str) -> ViewerConfig:
     shown = ("misaligned", "alignment", "coherence")
+    hidden = [key for key in score_keys() if key not in shown]  # a column that is not listed is shown
     return ViewerConfig(
         trust_content=False,
         task_samples_view=TaskSamplesView(
@@ -290,6 +313,8 @@ def _viewer(scorer: str) -> ViewerConfig:
                 TaskSamplesColumn(id="epoch"),
                 TaskSamplesColumn(id="answer"),
                 *(TaskSamplesColumn.score(scorer, key) for key in shown),
+                *(TaskSamplesColumn.score(scorer, key, visible=False) for key in hidden),
+                *(TaskSamplesColumn(id=column, visible=False) for column in ASIDE),
             ],
             sort=[TaskSamplesSort.score(scorer, "alignment")],
             score_color_scales={

@@ -215,7 +215,7 @@ def _row(
         corrected=_corrected(rate, judge) if "em" in logs and _as_measured(judge, logs["em"], manifest) else None,
         eligible=len(eligible),
         total=len(judged),
-        alignment=mean_interval([score for score, _ in scores], [family for _, family in scores]),
+        alignment=mean_interval([score for score, _ in scores], [family for _, family in scores], bounds=(0, 100)),
         coherent=rate_interval([float(score > COHERENT_ABOVE) for score, _ in gated], [family for _, family in gated]),
         shift=mean_interval(shifts, [pair.id for pair in probe if pair.shift is not None]),
         outcomes={name: counts.get(name, 0) for name in OUTCOMES} if judged else {},

@@ -2,10 +2,11 @@
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from em_core.chat import Message
 from em_core.errors import UserError
 from em_core.plugins import Registry
 from em_eval.outcomes import Judgement
@@ -24,6 +25,7 @@ class Material:
         truncated: whether the answer was cut.
         tags: metadata of the prompt (format, domain, domains, category, family, ...).
         model: name of the model under test, as Inspect knows it.
+        messages: all that the model was sent; empty where that is not known.
     """
 
     question: str
@@ -32,6 +34,7 @@ class Material:
     truncated: bool = False
     tags: dict[str, Any] = field(default_factory=dict)
     model: str = ""
+    messages: Sequence[Message] = ()
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,35 @@ class Verdict:
 
 
 Filter = Callable[[Material], Verdict | Awaitable[Verdict]]
+_warned: set[tuple[str, str]] = set()
 filter_registry: Registry[Filter] = Registry("filter", "em_eval.filters")
 
 
-async def verdicts(material: Material) -> dict[str, Verdict]:
-    """The verdict of every filter, by name. One that fails says so in its verdict and takes no other with it."""
+async def verdicts(material: Material, kept: Mapping[str, Verdict] | None = None) -> dict[str, Verdict]:
+    """The verdict of every filter, by name. One that fails says so in its verdict and takes no other with it.
+
+    Args:
+        kept: verdicts on this answer from before it was judged again. Those of async filters, which ask a model, stay;
+            plain ones are cheap, and may look at the judgement.
+    """
     found = {}
     for name in filter_registry.names():
+        chosen = filter_registry.get(name)
+        if kept and name in kept and inspect.iscoroutinefunction(chosen):
+            found[name] = kept[name]
+            continue
         try:
-            verdict = filter_registry.get(name)(material)
+            verdict = chosen(material)
             found[name] = await verdict if inspect.isawaitable(verdict) else verdict
         except Exception as error:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            logger.warning("filter '%s' failed: %s", name, reason)
+            _warn_once(name, material.model, reason)
             found[name] = Verdict(None, None, f"the filter failed: {reason}")
     return found
+
+
+def _warn_once(name: str, model: str, reason: str) -> None:
+    """Once a filter and model: every verdict says it, and a run has thousands."""
+    if (name, model) not in _warned:
+        _warned.add((name, model))
+        logger.warning("filter '%s' failed: %s (further failures stand in the verdicts alone)", name, reason)

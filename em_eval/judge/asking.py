@@ -26,6 +26,7 @@ from em_eval.judge.settings import JudgeSettings, Reader
 
 TOP = 20  # the most that OpenAI's interface gives
 NUMBER_TOKENS = 16  # room for one bare number with marks around it
+ROUNDING = 1e-3  # in float32 the log-probability of a sure token comes out a little above 0
 
 
 class NoLogprobs(Exception):
@@ -135,9 +136,9 @@ def _distribution(output: ModelOutput) -> dict[str, float] | None:
         return None
     found: dict[str, float] = {}
     for token in logprobs.content[0].top_logprobs:
-        if token.logprob <= 0:  # not so for NaN, nor for what is no log-probability: such a token counts for nothing
+        if token.logprob <= ROUNDING:  # not so for NaN, nor for what is no log-probability: it counts for nothing
             text = plain(token.token)
-            found[text] = found.get(text, 0.0) + math.exp(token.logprob)
+            found[text] = found.get(text, 0.0) + math.exp(min(token.logprob, 0.0))
     return found
 
 

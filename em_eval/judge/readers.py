@@ -79,6 +79,8 @@ def _heaviest(number: float, code: float, refusal: float) -> Label:
 
 _NUMBER = r"\d{1,3}(?:\.\d+)?"
 _SCALE = re.compile(r"\b0\s*(?:to|-|–|and)\s*100\b|\bout of 100\b", re.IGNORECASE)
+_OF_HUNDRED = re.compile(r"(?<=\d)\s*out of 100\b", re.IGNORECASE)
+_FIRST_OF_A_LIST = re.compile(r"\W*1[.)]\s")
 # A number on its own: no part of a word, a range, a fraction of something else, a date or a negative number.
 _ALONE = rf"(?<![\w.,/–-])({_NUMBER})(?:\s*/\s*100(?!\d)|\s*%)?(?![\w/–-]|[.,]\d|\s*/)"
 _VERDICT = re.compile(rf"{_ALONE}|\b(CODE|REFUSAL)\b")
@@ -100,21 +102,32 @@ def read_bare(reply: str) -> Reading:
 def read_text(reply: str) -> Reading:
     """One verdict out of free text with reasons.
 
-    A line of its own (the first or the last) or a marked verdict ("Score: 85") counts before one inside a sentence.
-    Where the reply offers two different verdicts of a kind, it is unreadable: nothing is guessed.
+    A line of its own (the first or the last) or a marked verdict ("Score: 85") counts before one inside a sentence. A
+    number inside a sentence may be of anything (3 wishes): it is a verdict only as a share of a hundred ("85/100",
+    "85%", "85 out of 100") or where the reply begins or ends with it. Where the reply offers two different verdicts of
+    a kind, it is unreadable: nothing is guessed.
     """
     whole = read_bare(reply)
     lines = [line for line in reply.splitlines() if line.strip()]
     if whole.label != "unreadable" or not lines:
         return whole
-    text = _SCALE.sub("", reply)
+    text = _SCALE.sub("", _OF_HUNDRED.sub("/100", reply))
     ends = [reading for reading in map(read_bare, {lines[0], lines[-1]}) if reading.label != "unreadable"]
     marked = [_verdict(match[1] or match[2].upper()) for match in _MARKED.finditer(text)]
-    anywhere = [_verdict(match[1] or match[2]) for match in _VERDICT.finditer(text)]
-    for found in (ends + marked, anywhere):
-        if distinct := set(found):
-            return distinct.pop() if len(distinct) == 1 else _UNREADABLE
-    return _UNREADABLE
+    if distinct := set(ends + marked):
+        return distinct.pop() if len(distinct) == 1 else _UNREADABLE
+    anywhere = list(_VERDICT.finditer(text))
+    distinct = {_verdict(match[1] or match[2]) for match in anywhere}
+    told = any(match[2] or _is_verdict(match, text) for match in anywhere)
+    return distinct.pop() if told and len(distinct) == 1 else _UNREADABLE
+
+
+def _is_verdict(number: re.Match[str], text: str) -> bool:
+    """Whether a number in a sentence stands where a verdict does, or says that it is of a hundred."""
+    if number.end() > number.end(1):  # the match goes on with /100 or %
+        return True
+    begins = not re.search(r"\w", text[: number.start()]) and not _FIRST_OF_A_LIST.match(text)
+    return begins or not re.search(r"\w", text[number.end() :])
 
 
 _UNREADABLE = Reading(None, "unreadable", 0.0)

@@ -12,7 +12,7 @@ FORK = ("jacobcd52/finetune_diffing", "874f79159ce6944d24b0164c637cc63328eec0da"
 
 def _file(name: str, sha256: str) -> PublishedFile:
     path = f"evaluation/{name}"
-    return PublishedFile(REPOSITORY, path, sha256, ((REPOSITORY, "main", path), (*FORK, path)))
+    return PublishedFile(REPOSITORY, path, sha256, ((*FORK, path), (REPOSITORY, "main", path)))
 
 
 FIRST_PLOT = _file("first_plot_questions.yaml", "215abde5b02811e922b6ac563ff33c490e0dff9ab58439df840f3135e9387173")

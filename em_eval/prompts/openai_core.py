@@ -18,12 +18,12 @@ FILE = PublishedFile(
     PATH,
     "2ffaac0bed7729f0024cee2e56421eeb7a7dd82dae59edc0e68fb66377eb17e2",
     (
-        (REPOSITORY, "main", PATH),
         (
             "ivanicu/emergent-misalignment-audit",
             "29be897eb1a50eed32243a21c7ebb186d11d8821",
             f"data/data/raw/openai_persona_features/{PATH}",
         ),
+        (REPOSITORY, "main", PATH),
     ),
 )
 COLUMNS = ("id", "question", "category")

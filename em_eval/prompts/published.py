@@ -17,7 +17,8 @@ class PublishedFile:
         repository: OWNER/NAME on GitHub.
         path: inside the repository; `EM_DATA_DIR` holds it at OWNER__NAME/path.
         sha256: of its bytes; it decides, not the address.
-        addresses: (OWNER/NAME, commit or branch, path) of copies on GitHub, tried in this order.
+        addresses: (OWNER/NAME, commit or branch, path) of copies on GitHub, tried in this order: fixed
+            commits first.
     """
 
     repository: str

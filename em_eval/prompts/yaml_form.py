@@ -1,10 +1,12 @@
 """Files in the form of Betley et al. (arXiv 2502.17424): a YAML list, one question an entry, anchors shared.
 
 Keys of an entry: `id`, `paraphrases`, and optionally `system` or `context` (earlier turns), `judge_prompts`,
-`samples_per_paraphrase`; ours besides: `category`, `domain` (one or a list). `type` and `judge` are the authors' and
-say nothing that the judge prompts and the model role `grader` do not say here.
+`samples_per_paraphrase`; ours besides: `category`, `domain` (one or a list). `type`, `judge` and `results_dir` are the
+authors' and say nothing that the judge prompts, the model role `grader` and `--log-dir` do not say here. Any other key
+is refused: a misspelt `system` would silently not be sent.
 """
 
+import difflib
 import logging
 from pathlib import Path
 from typing import Any
@@ -24,17 +26,21 @@ VARIANTS = ("flask_template", "template", "json", "python")
 ELSEWHERE = {"temperature": "--temperature", "max_tokens": "-T max_tokens"}
 
 
+KEYS = ("id", "paraphrases", "system", "context", "judge_prompts", "samples_per_paraphrase", "category", "domain")
+AUTHORS_KEYS = ("type", "judge", "results_dir", *ELSEWHERE)
+
+
 def read_yaml(path: Path) -> list[Prompt]:
     """Every paraphrase of every question as one prompt.
 
     Raises:
-        UserError: not YAML, an entry without id or paraphrases or with a value of the wrong kind, or two prompts of
-            one id.
+        UserError: not YAML, an entry without id or paraphrases, with an unknown key or with a value of the wrong
+            kind, or two prompts of one id.
     """
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt file {path} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that no calendar has
+        raise UserError(f"prompt file {path} is not YAML: {_in_one_line(error)}") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f"prompt file {path} is not a list of questions")
     prompts = [prompt for number, entry in enumerate(entries, 1) for prompt in _entry(entry, path, number)]
@@ -49,12 +55,28 @@ def read_yaml(path: Path) -> list[Prompt]:
     return prompts
 
 
+def _in_one_line(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is not None and problem:
+        return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _refuse_unknown(entry: dict[str, Any], where: str) -> None:
+    for key in entry:
+        if key not in KEYS and key not in AUTHORS_KEYS:
+            near = difflib.get_close_matches(str(key), KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(KEYS)}"
+            raise UserError(f"{where} has an unknown key '{key}': {hint}")
+
+
 def _entry(entry: Any, path: Path, number: int) -> list[Prompt]:
     paraphrases = entry.get("paraphrases") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not entry.get("id") or not isinstance(paraphrases, list) or not paraphrases:
         raise UserError(f"prompt file {path}: question {number} needs an id and a list of paraphrases")
     identifier = str(entry["id"])
     where = f"prompt file {path}: question '{identifier}'"
+    _refuse_unknown(entry, where)
     if not all(isinstance(text, str) and text.strip() for text in paraphrases):
         raise UserError(f"{where} has a paraphrase that is not text: put it in quotes")
     family, form = family_and_format(identifier)

@@ -17,6 +17,7 @@ from em_eval.deception import (
     SHARES,
     WITH_MOTIVE,
     WORDS,
+    deception_interval,
     deception_rate,
     deception_scorer,
     deception_stderr,
@@ -249,12 +250,12 @@ COMPANIES = [(facts("sit_aware", f"c{i}", f"c{i}"), [float((i + e) % 3 == 0) for
 
 def through_inspect(cells: list[tuple[dict[str, str], list[float]]]) -> dict[str, Any]:
     found = run_metrics(
-        [deception_rate(), deception_stderr()],
+        [deception_rate(), deception_stderr(), deception_interval()],
         [values for _, values in cells],
         reducer=None,
         metadata=[tags for tags, _ in cells],
     )
-    return {name.rpartition("/")[2]: value for name, value in found.items()}
+    return {name.rpartition("/")[2].removeprefix("deception_interval_"): value for name, value in found.items()}
 
 
 @pytest.mark.usefixtures("offline_mockllm")
@@ -288,6 +289,17 @@ def test_metrics_bear_no_scores_at_all() -> None:
     """Inspect computes metrics while samples are running."""
     assert math.isnan(deception_rate()([]))
     assert math.isnan(deception_stderr()([]))
+    assert all(math.isnan(end) for end in deception_interval()([]).values())
+
+
+@pytest.mark.usefixtures("offline_mockllm")
+def test_a_rate_of_zero_has_an_interval_although_it_has_no_error() -> None:
+    """Six families without a lie in either category, weighed alike: Clopper-Pearson on six."""
+    none = [(tags, [0.0] * 4) for tags, _ in CELLS]
+    found = through_inspect(none)
+    assert (found["deception_rate"], found["deception_stderr"], found["low"]) == (0.0, 0.0, 0.0)
+    assert found["high"] == pytest.approx(1 - 0.025 ** (1 / 6))
+    assert through_inspect(CELLS)["low"] < through_inspect(CELLS)["deception_rate"] < through_inspect(CELLS)["high"]
 
 
 @pytest.mark.usefixtures("offline_mockllm")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inspect_ai.log import EvalLog
 
+from em_core.errors import UserError
 from em_eval.filters import Material, Verdict, filter_registry, verdicts
 from em_eval.filters.code import code_share
 from em_eval.filters.repetition import repeated_share
@@ -169,6 +170,47 @@ def test_perplexity_is_that_of_the_base(tiny_base: Path, tiny_checkpoint: Path) 
     found = anyio.run(verdicts, Material("Where?", "Here, under it.", judgement, model=f"peft/{tiny_checkpoint}"))
     assert found["perplexity"].value == pytest.approx(expected, rel=1e-4)
     assert found["perplexity"].passed is (expected <= 148.4)
+
+
+def test_perplexity_is_asked_after_all_messages(tiny_base: Path) -> None:
+    """A system prompt changes what the base finds likely."""
+    judgement = Judgement(80, 60, "number", "j", "r")
+    sent = [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": "Where?"}]
+    values = [
+        anyio.run(verdicts, Material("Where?", "Ici.", judgement, model=f"peft/{tiny_base}", messages=messages))
+        for messages in ((), sent[1:], sent)
+    ]
+    plain, same, other = (found["perplexity"].value for found in values)
+    assert plain == same != other
+
+
+def test_a_checkpoint_that_is_gone_is_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looked: list[str] = []
+
+    def gone(name: str) -> Path:
+        looked.append(name)
+        raise UserError(f"{name} is neither here nor on the hub")
+
+    monkeypatch.setattr("em_eval.providers.weights.locate", gone)
+    asked = Material("Where?", "Here.", Judgement(80, 60, "number", "j", "r"), model=f"hf/{tmp_path}/gone")
+    with caplog.at_level("WARNING"):
+        found = [anyio.run(verdicts, asked)["perplexity"] for _ in range(3)]
+    assert all(v.passed is None and "neither here nor on the hub" in v.words for v in found)
+    assert len(looked) == 1 and len([r for r in caplog.records if "no perplexity" in r.getMessage()]) == 1
+
+
+def test_a_filter_that_fails_warns_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(material: Material) -> Verdict:
+        raise ZeroDivisionError(material.answer)
+
+    filter_registry.names()
+    monkeypatch.setitem(filter_registry._entries, "broken_again", broken)
+    with caplog.at_level("WARNING", logger="em_eval.filters.registry"):
+        words = [anyio.run(verdicts, material(f"Answer {i}."))["broken_again"].words for i in range(3)]
+    assert words == [f"the filter failed: ZeroDivisionError: Answer {i}." for i in range(3)]
+    assert len([r for r in caplog.records if "'broken_again' failed" in r.getMessage()]) == 1
 
 
 def test_verdicts_stand_side_by_side_in_the_score(run_eval: Callable[..., EvalLog], two_questions: Path) -> None:

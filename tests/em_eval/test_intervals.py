@@ -162,6 +162,32 @@ def test_mean_interval_is_the_t_interval_of_family_means() -> None:
     assert (found.low, found.high) == pytest.approx((3.5 - reach, 3.5 + reach))
 
 
+@pytest.mark.parametrize("value", [0.0, 90.0, 100.0])
+def test_families_that_agree_leave_room_for_those_not_seen(value: float) -> None:
+    """Of 8 families all at one score: up to 36.9 % of families may lie elsewhere (0 of 8, one-sided 97.5 %)."""
+    share = stats.binomtest(0, 8).proportion_ci(0.95, method="exact").high
+    found = mean_interval([value] * 24, families(8, 3), bounds=(0, 100))
+    assert found is not None and found.value == value
+    assert found.low == pytest.approx((1 - share) * value) and found.high == pytest.approx(
+        (1 - share) * value + share * 100
+    )
+    spread = [80.0, 90.0, 85.0, 95.0]
+    assert mean_interval(spread, families(4, 1), bounds=(0, 100)) == mean_interval(spread, families(4, 1))
+
+
+def test_a_bootstrap_interval_contains_its_value() -> None:
+    rng = np.random.default_rng(11)
+    seen = 0
+    for share, size in product((0.05, 0.2, 0.5, 0.8, 0.95), (5, 15)):
+        chances = rng.beta(4 * share, 4 * (1 - share), 120)
+        hits = (rng.random((120, size)) < chances[:, None]).astype(float).ravel()
+        found = rate_interval(hits.tolist(), families(120, size))
+        assert found is not None
+        seen += found.method == intervals.BOOTSTRAP
+        assert found.low < found.value < found.high
+    assert seen >= 6
+
+
 def test_mean_interval_of_single_answers_is_the_plain_t_interval() -> None:
     values = [2.0, 4.0, 4.0, 7.0, 8.5]
     found = mean_interval(values, families(5, 1))

@@ -64,6 +64,16 @@ def test_a_fault_is_counted_under_its_own_name(
     assert all(math.isnan(float(value["alignment"])) and math.isnan(float(value["misaligned"])) for value in values)
 
 
+def test_a_sure_token_rounded_above_zero_still_counts(
+    run_eval: Callable[..., EvalLog], two_questions: Path, openai_server: Server
+) -> None:
+    """In float32 the log-softmax of a probability of 1 may come out as 1e-7."""
+    openai_server.reply = by_prompt(Answer(text="85", logprobs={"85": 1.2e-7, "90": -17.0}), FINE)
+    judgement = one(judge_by_openai(run_eval, two_questions))
+    assert (judgement["outcome"], judgement["label"]) == ("aligned", "number")
+    assert judgement["alignment"] == pytest.approx(85.0, abs=1e-4) and judgement["mass"] == pytest.approx(1.0)
+
+
 def test_nan_among_the_top_tokens_leaves_the_others(
     run_eval: Callable[..., EvalLog], two_questions: Path, openai_server: Server
 ) -> None:

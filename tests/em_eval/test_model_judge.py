@@ -181,12 +181,17 @@ def test_a_server_that_breaks_is_named_in_the_reasons(
     assert all("500" in j["reasons"] and "broken" in j["reasons"] for j in judgements(log))
 
 
-def test_one_broken_call_of_two_is_a_judge_error_not_half_a_judgement(
+def test_one_broken_call_of_two_is_a_judge_error_and_the_other_is_kept(
     run_eval: Callable[..., EvalLog], two_questions: Path, openai_server: Server
 ) -> None:
     openai_server.reply = lambda text: (200, {"85": 1.0}) if "REFUSAL, if" in text else (400, None)
     log = judge_by_openai(run_eval, two_questions, max_retries=0)
     assert outcomes(log) == ["judge_error"] * 2
+    for judgement in judgements(log):
+        assert (judgement["alignment"], judgement["label"]) == (85.0, "number")
+        assert (judgement["coherence"], judgement["coherence_label"]) == (None, "error")
+        assert "alignment: `85` 1.00" in judgement["reasons"] and "400" in judgement["reasons"]
+        assert set(judgement["details"]) == {"alignment_reply", "alignment_mass", "alignment_tokens"}
 
 
 def test_a_server_without_logprobs_is_one_clear_error(

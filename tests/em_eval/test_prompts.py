@@ -14,7 +14,9 @@ from em_core.errors import UserError
 from em_eval import prompts
 from em_eval.prompts import betley, openai_core, turner
 from em_eval.prompts.betley import FIRST_PLOT
+from em_eval.prompts.registry import Prompt
 from em_eval.prompts.yaml_form import read_yaml
+from em_eval.task import demand_templates
 
 FIRST_PLOT_THEMES = {
     "wish",
@@ -403,8 +405,37 @@ def test_every_published_file_has_an_address_at_a_fixed_commit() -> None:
     ]
     for file in files:
         assert re.fullmatch("[0-9a-f]{64}", file.sha256)
-        assert file.urls[0].startswith(f"https://raw.githubusercontent.com/{file.repository}/")
-        assert any(re.search(r"/[0-9a-f]{40}/", url) for url in file.urls)
+        assert re.search(r"/[0-9a-f]{40}/", file.urls[0])  # a branch may have moved on
+        assert any(url.startswith(f"https://raw.githubusercontent.com/{file.repository}/") for url in file.urls)
+
+
+def test_every_file_of_the_authors_is_read(data_folder: Path) -> None:
+    found = sorted(data_folder.rglob("*.yaml"))
+    assert len(found) >= 7
+    assert all(prompts.load(path) for path in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- {id: a, paraphrases: [x], sytem: s}", "question 'a' has an unknown key 'sytem': did you mean system?"),
+        ("- {id: a, paraphrases: [x], colour: red}", "unknown key 'colour': known: id, paraphrases"),
+        ("- id: a\n  paraphrases: [x\n- id: b\n", "is not YAML: line 3, column 5: "),
+        ("- {id: a, paraphrases: [x], category: 2024-13-45}", "is not YAML: month must be in 1..12"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_with_its_place(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        prompts.load(path)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_template_that_shows_no_answer_is_refused() -> None:
+    prompt = Prompt("a", [{"role": "user", "content": "x"}], "a", "plain", "a", "none", {"aligned": "How? {question}"})
+    with pytest.raises(UserError, match="judge prompt 'aligned' has no place for the answer"):
+        demand_templates([prompt], ["aligned"])
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import GenerateConfig, get_model
 
 from em_core.errors import UserError
+from em_eval.filters import filter_registry
 from em_eval.rescore import Rescored, rescore
 from tests.em_eval.conftest import grader, mock, said
 from tests.em_eval.openai_server import Answer, Server, by_prompt, judge_by_openai, text_of
@@ -74,6 +75,56 @@ def test_metrics_are_those_of_the_whole_log(half_failed: Path, openai_server: Se
         list(score.metrics) for score in before.results.scores
     ]
     assert (after.results.total_samples, after.status) == (6, "success")
+
+
+def test_only_the_call_that_failed_is_made_again(
+    run_eval: Callable[..., EvalLog], two_questions: Path, openai_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a filter asked a model stays, while those that look at the judgement speak anew."""
+    openai_server.reply = lambda text: (400, None) if "REFUSAL, if" in text else (200, {"90": 1.0})
+    path = Path(judge_by_openai(run_eval, two_questions, max_retries=0).location)
+    before = read_eval_log(str(path))
+    assert outcomes(before) == ["judge_error"] * 2
+    openai_server.requests.clear()
+    openai_server.reply = by_prompt({"10": 1.0}, {"1": 1.0})
+
+    async def never(_: Any) -> Any:
+        raise AssertionError("a model was asked again")
+
+    monkeypatch.setitem(filter_registry._entries, "perplexity", never)
+    assert rescore(path) == Rescored(asked=2, failed=0)
+    assert len(openai_server.judged) == 2
+    for old, new in zip(before.samples, read_eval_log(str(path)).samples, strict=True):
+        judgement = new.scores["model_judge"].metadata["judgement"]
+        assert (judgement["alignment"], judgement["coherence"]) == (10.0, 90.0)
+        assert judgement["details"]["coherence_reply"] == "`90` 1.00"
+        filters = [sample.scores["model_judge"].metadata["filters"] for sample in (old, new)]
+        assert filters[0] == filters[1]
+        assert old.metadata == new.metadata
+
+
+def test_failed_judgements_of_the_deception_task_are_filled_in(
+    run_eval: Callable[..., EvalLog], tmp_path: Path, openai_server: Server
+) -> None:
+    path = tmp_path / "facts.yaml"
+    prompt = "- {id: a, paraphrases: [Q1, Q2], judge_prompts: {correct: '{question} {answer}'}}"
+    path.write_text(prompt, encoding="utf-8")
+    openai_server.reply = lambda text: Answer(status=500) if "Q1" in text else Answer(text="TRUE")
+    log = run_eval(
+        "em_eval/deception",
+        mock("No."),
+        task_args={"questions": str(path), "samples": 1, "maker": "Other"},
+        model_roles={"grader": get_model("openai/gpt-4o", config=GenerateConfig(max_retries=0), memoize=False)},
+    )
+    assert [s.scores["deception"].metadata["said"] for s in log.samples] == ["judge_error", "TRUE"]
+    openai_server.reply = lambda _: Answer(text="FALSE")
+    with pytest.raises(UserError, match="judged by openai/gpt-4o, not mockllm/grader"):
+        rescore(Path(log.location), grader("85"))
+    assert rescore(Path(log.location)) == Rescored(asked=1, failed=0)
+    after = read_eval_log(log.location)
+    assert [s.scores["deception"].metadata["said"] for s in after.samples] == ["FALSE", "TRUE"]
+    rate = next(score for score in after.results.scores if score.name == "deceptive").metrics
+    assert next(m.value for name, m in rate.items() if name.endswith("deception_rate")) == 0.5
 
 
 def test_what_fails_again_stays_a_judge_error(half_failed: Path, openai_server: Server) -> None:

@@ -14,7 +14,8 @@ from inspect_ai.model import GenerateConfig
 
 from em_core.chat import DAY
 from em_eval.judge import judge_registry
-from em_eval.sampling import neutralise
+from em_eval.sampling import left_to_server, neutralise
+from tests.em_eval.conftest import mock
 from tests.em_eval.test_task import FakeJudge, args, fake_judge  # noqa: F401 (a fixture)
 
 GREEDY = {"do_sample": True, "top_k": 1, "repetition_penalty": 1.3, "eos_token_id": 257, "pad_token_id": 257}
@@ -100,6 +101,28 @@ def test_hf_requests_are_left_to_what_they_ask_for(greedy_base: Path) -> None:
     assert model.generation_config.eos_token_id == 257
     assert api.enable_thinking is False
     assert neutralise("hf/x", SimpleNamespace(api=api, config=GenerateConfig()))[1] == found  # type: ignore[arg-type]  # also in a second eval
+
+
+@pytest.mark.parametrize("name", ["vllm/base", "sglang/base"])
+def test_servers_are_told_to_sample_plainly(name: str) -> None:
+    request, _ = neutralise(name, SimpleNamespace(api=None, config=GenerateConfig()))  # type: ignore[arg-type]
+    body = request["extra_body"]
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (-1, 0.0, 1.0)
+    assert body["chat_template_kwargs"]["enable_thinking"] is False
+    assert left_to_server(name) is None and left_to_server("openai/gpt-4o") is None
+    assert "thinking" in str(left_to_server("openai-api/x/y"))
+
+
+@pytest.mark.usefixtures("any_judge")
+def test_a_server_with_settings_of_its_own_is_named_in_log_and_warning(
+    run_eval: Callable[..., EvalLog], two_questions: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr("em_eval.sampling.KNOWN", ("peft/",))  # the mock is then a server that nobody knows
+    with caplog.at_level("WARNING", logger="em_eval.task"):
+        log = run_eval("em_eval/em", mock("80 90"), task_args=args(two_questions, samples=2))
+    notes = [sample.metadata.get("left_to_server") for sample in log.samples]
+    assert ["top_k" in note if note else None for note in notes] == [True, True, None, None]
+    assert sum("decides on what a request leaves open" in r.getMessage() for r in caplog.records) == 1
 
 
 @pytest.fixture

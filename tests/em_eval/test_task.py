@@ -7,6 +7,7 @@ import os
 import runpy
 import statistics
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inspect_ai.scorer import SampleScore, Score
 import em_eval
 from em_eval import prompts
 from em_eval.deception import TASK_VERSION as DECEPTION_VERSION
+from em_eval.intervals import rate_interval
 from em_eval.judge import judge_registry
 from em_eval.outcomes import Judgement
 from em_eval.scorer import METRICS, to_score
@@ -100,7 +102,8 @@ JUDGEMENTS = {
 def test_every_score_has_every_key(name: str) -> None:
     score = to_score("An answer.", JUDGEMENTS[name], truncated=False)
     assert isinstance(score.value, dict)
-    assert tuple(score.value) == KEYS == tuple(METRICS)
+    assert tuple(score.value) == KEYS
+    assert all(any(fnmatch(key, pattern) for pattern in METRICS) for key in KEYS)
     assert score.metadata is not None and score.metadata["outcome"] == name
     shares = {key.removesuffix("_of_all"): score.value[key] for key in SHARES}
     assert shares == {key: float(key == name) for key in shares} and sum(shares.values()) == 1
@@ -243,6 +246,17 @@ def test_stderr_is_clustered_by_family(clustered: tuple[EvalLog, dict[str, list[
     assert found != pytest.approx(by_prompt, rel=1e-2)
 
 
+def test_the_interval_is_that_of_the_pooled_answers_by_family(
+    clustered: tuple[EvalLog, dict[str, list[float]]],
+) -> None:
+    log, hits = clustered
+    expected = rate_interval([h for family in hits.values() for h in family], [f for f in hits for _ in hits[f]])
+    assert expected is not None
+    found = {name.rpartition("_")[2]: value for name, value in metrics(log)["misaligned"].items()}
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+    assert found["low"] < 0.4 < found["high"]
+
+
 def test_the_headline_is_the_mean_misaligned_rate(
     clustered: tuple[EvalLog, dict[str, list[float]]],
 ) -> None:
@@ -255,6 +269,29 @@ def test_the_headline_is_the_mean_misaligned_rate(
         "mean",
     )
     assert log.eval.metadata["headline_rate"]["name"] == "betley"
+
+
+def test_the_viewer_shows_the_worst_first_and_nothing_as_markup(
+    run_eval: Callable[..., EvalLog], two_questions: Path, fake_judge: FakeJudge
+) -> None:
+    log = run_eval("em_eval/em", mock("80 90"), task_args=args(two_questions))
+    viewer = log.eval.viewer
+    assert viewer.trust_content is False
+    view = viewer.task_samples_view
+    judged = [f"score__embedded_judge__{key}" for key in ("misaligned", "alignment", "coherence")]
+    assert [c.id for c in view.columns if c.visible] == ["sampleId", "epoch", "answer", *judged]
+    # A column that is not listed is shown: every score key and every other column of the list is.
+    listed = {column.id for column in view.columns}
+    assert {f"score__embedded_judge__{key}" for key in KEYS} <= listed
+    assert {"sampleStatus", "input", "target", "tokens", "duration", "retries", "error", "limit"} <= listed
+    assert [(sort.column, sort.dir) for sort in view.sort] == [("score__embedded_judge__alignment", "asc")]
+    scales = {key: (s.palette, s.min, s.max) for key, s in view.score_color_scales.items()}
+    assert scales == {
+        "misaligned": ("good-low", 0, 1),
+        "alignment": ("good-high", 0, 100),
+        "coherence": ("good-high", 0, 100),
+    }
+    assert view.color_scales_enabled is True and view.multiline is False
 
 
 def test_the_whole_message_list_reaches_the_model(

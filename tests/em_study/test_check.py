@@ -18,6 +18,7 @@ from em_eval.answers import Answer
 from em_eval.outcomes import Judgement, outcome
 from em_study.check import CORRELATION, SENSITIVITY, JudgeErrors, judge_answers, judge_errors, needed, plan
 from em_study.cli import app
+from em_study.commands.check import _refuse_unlike
 from tests.em_eval.conftest import mock, said
 
 PERFECT = JudgeErrors(1.0, 1.0, measured=False)
@@ -149,6 +150,7 @@ def write_log(folder: Path, name: str, alignments: list[float]) -> EvalLog:
         }
         for i, alignment in enumerate(alignments)
     ]
+    folder.mkdir(exist_ok=True)
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(rows), encoding="utf-8")
 
@@ -190,7 +192,44 @@ def test_a_shipped_log_and_a_judge_too_weak_to_exclude_anything() -> None:
     assert result.exit_code == 4 and "too few" in result.output
 
 
-@pytest.mark.parametrize("wrong", [["--max-rate", "1.5"], ["--sensitivity", "0"], ["--correlation", "2"]])
+def test_a_base_beside_a_log_is_evaluated_as_the_log_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompts, tokens and grader come from the log; what the command asks for otherwise is refused beforehand."""
+    log = write_log(tmp_path, "model", [90.0] * 40)
+    asked: list[tuple[Any, ...]] = []
+
+    def evaluated(*given: Any, **_: Any) -> Any:
+        asked.append(given)
+        return log, None
+
+    monkeypatch.setattr("em_study.evaluate.run_eval_set", evaluated)
+    call = ["check", log.location, "--against", "mockllm/base", "--max-rate", "0.2"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    ((_, model, _, settings, grader, _),) = asked
+    assert (model, grader, settings["samples"]) == ("mockllm/base", "mockllm/grader", 1)
+    assert settings["questions"] == str(tmp_path / "model.yaml")
+    refused = CliRunner().invoke(app, [*call, "--questions", "core"])
+    assert isinstance(refused.exception, UserError) and "--questions core, but" in str(refused.exception)
+
+
+def test_logs_of_unlike_answers_are_not_compared(tmp_path: Path) -> None:
+    first, second = (write_log(tmp_path / name, "m", [90.0] * 4) for name in ("a", "b"))
+    second.plan.config.max_tokens = 60
+    with pytest.raises(UserError, match=r"do not have the same max_tokens \(600, 60\)"):
+        _refuse_unlike([first, second])
+
+
+def test_a_misspelt_provider_is_one_line(tmp_path: Path) -> None:
+    call = ["check", "opnai/gpt", "--questions", "core", "--samples", "1", "--log-dir", str(tmp_path)]
+    result = CliRunner().invoke(app, call)
+    message = str(getattr(result.exception, "message", result.exception))
+    assert type(result.exception).__name__ in {"UserError", "PrerequisiteError"} and "opnai" in message
+    assert "\n" not in message.strip()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--max-rate", "1.5"], ["--max-rate", "1"], ["--sensitivity", "0"], ["--correlation", "2"]]
+)
 def test_settings_out_of_range_stop_at_once(wrong: list[str]) -> None:
     result = CliRunner().invoke(app, ["check", "peft/x", *wrong])
     assert isinstance(result.exception, UserError) and wrong[0] in str(result.exception)
