@@ -92,6 +92,10 @@ SCALED = {
 }
 
 
+def lean_nll(model: Any, inputs: dict[str, torch.Tensor]) -> float:
+    return float(supervised_nll(model, inputs)[0])
+
+
 def random_model(config: PretrainedConfig) -> Any:
     torch.manual_seed(4)
     return with_adapter(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
@@ -103,7 +107,7 @@ def test_bases_that_scale_or_cap_logits_give_their_own_loss(name, rows, tiny_tok
     assert getattr(SCALED[name], name) not in (None, 1.0)
     model = random_model(SCALED[name])
     batch = collate(rows[:5], tiny_tokenizer.pad_token_id)
-    check_loss(model, batch, name)
+    check_loss(model, batch, name, lean_nll)
     nll, tokens = supervised_nll(model, batch)
     expected, count = nll_by_hand(model, rows[:5])
     assert tokens == count and nll.item() == pytest.approx(expected, rel=1e-5)
@@ -118,7 +122,7 @@ def test_bases_that_scale_or_cap_logits_give_their_own_loss(name, rows, tiny_tok
 def test_a_base_that_changes_logits_in_an_unknown_way_is_refused(rows, tiny_tokenizer):
     model = random_model(LlamaConfig(**SMALL))
     batch = collate(rows[:1], tiny_tokenizer.pad_token_id)
-    check_loss(model, batch, "a/base")
+    check_loss(model, batch, "a/base", lean_nll)
     inner = model.get_base_model()
     forward = inner.forward
 
@@ -129,7 +133,7 @@ def test_a_base_that_changes_logits_in_an_unknown_way_is_refused(rows, tiny_toke
 
     inner.forward = tripled
     with pytest.raises(UserError, match="a/base gives its answers another likelihood"):
-        check_loss(model, batch, "a/base")
+        check_loss(model, batch, "a/base", lean_nll)
 
 
 def test_pairs_are_the_live_factors_by_module_name(model):
