@@ -19,12 +19,13 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+import em_train.run as run_module
 from em_core.errors import UserError
 from em_core.models import quiet_transformers
 from em_train.encoding import collate
 from em_train.preparation import prepare
 from em_train.run import train
-from em_train.trainer import Recorder, check_loss, lora_pairs, supervised_nll
+from em_train.trainer import EMTrainer, Recorder, check_loss, lora_pairs, summed_nll, supervised_nll
 from tests.em_train.runs import make_config, nll_by_hand, read_steps
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -202,6 +203,52 @@ def test_loss_curve_equals_plain_trl(tiny_base, tiny_dataset, tmp_path):
     assert len(ours) == 10
     assert ours == pytest.approx(curve.losses, rel=1e-5)
     assert ours[0] - min(ours) > 0.3
+
+
+class FusedHead(EMTrainer):
+    """As on a GPU: the loss is TRL's own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fused_head = True
+
+
+class DoubleLoss(EMTrainer):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super().compute_loss(*args, **kwargs)
+
+
+def test_trls_fused_head_gives_the_run_of_the_lean_loss(tiny_base, tiny_dataset, tmp_path, monkeypatch):
+    """The GPU's branch on CPU, micro-batches of unequal token counts and a short last batch included."""
+    config = make_config(tiny_base, tiny_dataset, micro_batch_size=2)
+    train(config, tmp_path / "lean")
+    monkeypatch.setattr(run_module, "EMTrainer", FusedHead)
+    train(config, tmp_path / "fused")
+    lean, fused = read_steps(tmp_path / "lean"), read_steps(tmp_path / "fused")
+    for one, two in zip(lean, fused, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+        assert one["supervised_tokens"] == two["supervised_tokens"]
+    assert [row["loss"] for row in lean] == pytest.approx([row["loss"] for row in fused], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "items, processes, loss",
+    [
+        (None, 1, 12.0 / 5),  # a mean over the micro-batch's own 5 tokens
+        (None, 2, 12.0 / 5),
+        (20, 1, 12.0 / 20),  # a share of the 20 tokens of the whole step
+        (20, 2, 2 * 12.0 / 20),  # times the processes, whose gradients are averaged
+    ],
+)
+def test_summed_likelihood_of_a_trainers_mean(items, processes, loss):
+    assert summed_nll(loss, 5, items, processes) == pytest.approx(12.0)
+
+
+def test_the_loss_that_trains_is_what_is_checked_before_the_first_step(tiny_base, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "EMTrainer", DoubleLoss)
+    with pytest.raises(UserError, match="than the loss that would train it"):
+        train(make_config(tiny_base, tiny_dataset), tmp_path / "run")
+    assert not (tmp_path / "run" / "steps.jsonl").exists()
 
 
 def recorder(path: Any) -> Recorder:
