@@ -508,14 +508,17 @@ class TestRefusals:
         prepare(make_config(tiny_base, tiny_dataset, max_length=max(lengths)))
 
     @pytest.mark.parametrize(
-        "targets, words", [(["c_attn"], "cannot place LoRA"), (["q_proj", "nonsense"], "no linear layer called nonsense:")]
+        "targets, words",
+        [(["c_attn"], "cannot place LoRA"), (["q_proj", "nonsense"], "no linear layer called nonsense:")],
     )
     def test_modules_that_the_model_lacks(self, tiny_base, tiny_dataset, tmp_path, targets, words):
         config = make_config(tiny_base, tiny_dataset, lora={"rank": 4, "target_modules": targets})
         with pytest.raises(UserError, match=words):
             train(config, tmp_path / "run")
 
-    @pytest.mark.parametrize("content", ["{", "[]", '{"state": "done"}', '{"run_id": "a", "state": 1, "checkpoints": []}'])
+    @pytest.mark.parametrize(
+        "content", ["{", "[]", '{"state": "done"}', '{"run_id": "a", "state": 1, "checkpoints": []}']
+    )
     def test_run_file_that_is_damaged_or_foreign(self, tiny_base, tiny_dataset, tmp_path, content):
         (tmp_path / "run.json").write_text(content, encoding="utf-8")
         with pytest.raises(UserError, match="run.json is damaged or not of a run of ours"):
