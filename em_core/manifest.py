@@ -180,8 +180,8 @@ def verify(folder: Path) -> Manifest:
     said = manifest.adapter_config_sha256
     if said is not None and adapter_config_sha256(folder) != said:
         raise UserError(
-            f"{folder / ADAPTER_CONFIG} is not the one that {MANIFEST} describes: more than the base's place was changed "
-            "in it after training, so that PEFT would make another model of these weights"
+            f"{folder / ADAPTER_CONFIG} is not the one that {MANIFEST} describes: more than the base's place was "
+            "changed in it after training, so that PEFT would make another model of these weights"
         )
     return manifest
 

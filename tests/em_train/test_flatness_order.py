@@ -3,8 +3,8 @@
 Toy LoRA regression (reference/training.md, 2.7): W* is 96 x 64 with 16 singular values that fall by 0.7 each, the
 adapter has rank 8. Every built-in optimiser converges to 10 % of the initial loss, where the reference stops too, and
 those that it lists have its order there, with small gaps: near the end all come to the same W*, of whose energy
-94 % lies in four directions. So the gaps are asserted on the way, at 35 %. Rates are not the reference's for SGD and LoRA-Muon,
-whose loss is divided by the initial one here.
+94 % lies in four directions. So the gaps are asserted on the way, at 35 %. Rates are not the reference's for SGD and
+LoRA-Muon, whose loss is divided by the initial one here.
 
 Asserted are the order and the gaps, not the digits. F/N at 35 %, over four seeds: SGD 0.575 to 0.608, AdamW 0.50 to
 0.53, Lion 0.49 to 0.51, Muon 0.446 to 0.466, Muon with AdamW's update size 0.416 to 0.424, LoRA-Muon 0.377 to 0.381;
