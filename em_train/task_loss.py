@@ -36,7 +36,8 @@ def task_loss(prepared: Prepared, model: Any, rows: list[Encoded], name: str | N
         for done, batch in enumerate(batches, 1):
             inputs = to_device(collate(batch, prepared.tokenizer.pad_token_id), model)
             hidden, targets = supervised_hidden(model, inputs)
-            for some, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+            parts = zip(torch.split(hidden, HEAD_ROWS), torch.split(targets, HEAD_ROWS), strict=True)
+            for some, wanted in parts:
                 total += float(F.cross_entropy(head_logits(model, some).float(), wanted, reduction="sum"))
             tokens += len(targets)
             if name:

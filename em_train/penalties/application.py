@@ -79,7 +79,7 @@ class AppliedPenalty:
     def _collect(self, seen: Seen, parameters: list[torch.nn.Parameter]) -> None:
         try:
             term, found = self._term_and_gradients(seen, parameters)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             reason = str(error).splitlines()[0]
             raise UserError(f"penalty '{self.name}' failed at step {seen.step} ({reason}): {REMEDY}") from error
         figures = dict(term.figures)

@@ -46,7 +46,8 @@ def noise_of(root_a: Tensor, root_b: Tensor, rank: int) -> Tensor:
     Args:
         root_a, root_b: have the Frobenius norms of A and B.
     """
-    return 10 * rank * torch.finfo(torch.float64).eps * root_a.norm() * root_b.norm()
+    noise: Tensor = 10 * rank * torch.finfo(torch.float64).eps * root_a.norm() * root_b.norm()
+    return noise
 
 
 @torch.no_grad()

@@ -22,9 +22,11 @@ from trl import SFTConfig, SFTTrainer
 import em_train.run as run_module
 from em_core.errors import UserError
 from em_core.models import quiet_transformers
+from em_train.chat import Encoded
 from em_train.encoding import collate
 from em_train.preparation import prepare
 from em_train.run import train
+from em_train.task_loss import batched
 from em_train.trainer import EMTrainer, Recorder, check_loss, lora_pairs, summed_nll, supervised_nll
 from tests.em_train.runs import make_config, nll_by_hand, read_steps
 
@@ -273,3 +275,10 @@ def test_recorder_that_starts_anew_forgets_everything(tmp_path):
     assert found.rows == [] and path.read_text(encoding="utf-8") == ""
     recorder(tmp_path / "none.jsonl").resume(0)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_batches_hold_at_most_so_many_tokens_and_every_row_once():
+    rows = [Encoded([0] * length, [0] * length) for length in (2, 3, 3, 5, 8, 20)]
+    batches = [[len(row.input_ids) for row in batch] for batch in batched(rows, 12)]
+    assert batches == [[2, 3, 3], [5], [8], [20]]  # 5 beside the first three would be padded to 4 x 5
+    assert list(batched([], 12)) == []
