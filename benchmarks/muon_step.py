@@ -1,6 +1,6 @@
 """Seconds an optimiser step of Muon on the 252 LoRA modules of an 8B model: ours beside torch's, in one run.
 
-    python benchmarks/muon_step.py [--rounds 5] [--layers 36]
+    python -m benchmarks.muon_step [--rounds 5] [--layers 36]
 
 Rank 32 on the seven projections of 36 layers of Qwen3-8B's shape (504 factors, 87 million parameters), random
 gradients, float32. All optimisers step the same parameters in turn, so that a drift of the machine's speed hits all
@@ -14,20 +14,10 @@ import time
 
 import torch
 
+from benchmarks._shapes import LAYERS, PROJECTIONS, RANK
 from em_train.optimisers import build
 from em_train.optimisers.registry import NamedParameters
 
-HIDDEN, KEYS, INNER, RANK = 4096, 1024, 12288, 32
-# (in, out) of q, k, v, o, gate, up, down
-PROJECTIONS = {
-    "q_proj": (HIDDEN, HIDDEN),
-    "k_proj": (HIDDEN, KEYS),
-    "v_proj": (HIDDEN, KEYS),
-    "o_proj": (HIDDEN, HIDDEN),
-    "gate_proj": (HIDDEN, INNER),
-    "up_proj": (HIDDEN, INNER),
-    "down_proj": (INNER, HIDDEN),
-}
 ARMS = {
     "torch.optim.Muon": ("muon", {}),
     "muon_gram": ("muon_gram", {}),
@@ -63,7 +53,7 @@ def seconds(optimiser: torch.optim.Optimizer, device: torch.device) -> tuple[flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=36)
+    parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

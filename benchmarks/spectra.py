@@ -1,6 +1,6 @@
 """Seconds to read the spectra of an adapter: ours beside the paper's way and the SVD of the product, in one run.
 
-    python benchmarks/spectra.py [--rounds 5] [--products 1]
+    python -m benchmarks.spectra [--rounds 5] [--products 1]
 
 The adapter has the shapes of Qwen3-8B: 36 layers of seven modules, r = 32, float32, random. A is drawn as PEFT draws
 it, B as a product of a random matrix and values that fall from 1 to 0.02, about what training leaves. The SVD of the
@@ -14,18 +14,8 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks._shapes import LAYERS, PROJECTIONS, RANK
 from em_train.spectra import LoraPair, as_json, exact_spectra, paper_spectra, spectra_of
-
-HIDDEN, MLP, KV, LAYERS, RANK = 4096, 12288, 1024, 36, 32
-SHAPES = {  # name: (rows m of B, columns n of A)
-    "q_proj": (HIDDEN, HIDDEN),
-    "k_proj": (KV, HIDDEN),
-    "v_proj": (KV, HIDDEN),
-    "o_proj": (HIDDEN, HIDDEN),
-    "gate_proj": (MLP, HIDDEN),
-    "up_proj": (MLP, HIDDEN),
-    "down_proj": (HIDDEN, MLP),
-}
 
 
 def adapter() -> list[LoraPair]:
@@ -38,7 +28,7 @@ def adapter() -> list[LoraPair]:
             1e-2 * torch.randn(rows, RANK) * falling @ torch.linalg.qr(torch.randn(RANK, RANK)).Q,
         )
         for layer in range(LAYERS)
-        for name, (rows, columns) in SHAPES.items()
+        for name, (columns, rows) in PROJECTIONS.items()
     ]
 
 
@@ -64,7 +54,7 @@ def main() -> None:
         for name, way in ways.items():
             times[name].append(seconds(way))
     product = 0.0
-    for name in SHAPES:
+    for name in PROJECTIONS:
         chosen = [pair for pair in pairs if pair.name.endswith(name)]
         done = chosen[: arguments.products]
         product += seconds(lambda done=done: [torch.linalg.svdvals(p.b @ p.a) for p in done]) * len(chosen) / len(done)

@@ -4,9 +4,11 @@
 
 All variants train SmolLM2-135M with rsLoRA r = 32 and AdamW on the same 16 rows of `finance_bad` a step, from the same
 start: same rows, order, dtype, padding, grouping and threads, nothing cut (the longest row has fewer tokens than
-max_length), checkpointing off. They differ in the loss (TRL's fused head, or the head on supervised positions only),
-in attention (SDPA or eager), and in our recorder of losses and doses. Each variant runs in a process of its own, so
-that its peak memory is its own; the rounds are interleaved, so that a drift of the machine's speed hits all alike.
+max_length), checkpointing off. They differ in the loss (TRL's fused head, or the head on supervised positions only), in
+attention (SDPA or eager), in our recorder of losses and doses, and in whether freed memory is used again. "Ours" is
+what `em train` does on this machine: on a GPU its loss is TRL's and its attention SDPA, and memory is the GPU's. Each
+variant runs in a process of its own, so that its peak memory is its own; the rounds are interleaved, so that a drift
+of the machine's speed hits all alike.
 """
 
 import argparse
@@ -27,17 +29,20 @@ warnings.filterwarnings("ignore")
 
 @dataclass(frozen=True)
 class Variant:
-    loss: bool
-    attention: str
-    recorder: bool
+    loss: bool = False
+    attention: str | None = "sdpa"  # None: what em_train.lora chooses here
+    recorder: bool = False
+    reuse: bool = False  # of freed memory
 
 
 VARIANTS = {
-    "plain TRL": Variant(loss=False, attention="sdpa", recorder=False),
-    "TRL, eager attention": Variant(loss=False, attention="eager", recorder=False),
-    "TRL, our loss": Variant(loss=True, attention="sdpa", recorder=False),
-    "TRL, our loss, eager attention": Variant(loss=True, attention="eager", recorder=False),
-    "ours (the same, and the recorder)": Variant(loss=True, attention="eager", recorder=True),
+    "plain TRL": Variant(),
+    "TRL, memory used again": Variant(reuse=True),
+    "TRL, eager attention": Variant(attention="eager"),
+    "TRL, our loss": Variant(loss=True),
+    "TRL, our loss, eager attention": Variant(loss=True, attention="eager"),
+    "ours, memory not used again": Variant(loss=True, attention=None, recorder=True),
+    "ours": Variant(loss=True, attention=None, recorder=True, reuse=True),
 }
 
 
@@ -49,8 +54,10 @@ def measure(variant: Variant, steps: int, dtype: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from em_core.allocation import reuse_freed_memory
     from em_core.models import quiet_transformers
     from em_train import TrainConfig, prepare
+    from em_train.lora import attention
     from em_train.trainer import EMTrainer, Recorder, lora_pairs
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -83,11 +90,13 @@ def measure(variant: Variant, steps: int, dtype: str) -> dict[str, Any]:
         )
     )
     config = prepared.config
+    if variant.reuse:
+        reuse_freed_memory()
     torch.manual_seed(0)
     clock = Clock()
     with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_pretrained(
-            prepared.base.path, dtype=prepared.dtype, attn_implementation=variant.attention
+            prepared.base.path, dtype=prepared.dtype, attn_implementation=variant.attention or attention()
         )
         settings = LoraConfig(
             r=config.lora.rank,
@@ -127,11 +136,14 @@ def measure(variant: Variant, steps: int, dtype: str) -> dict[str, Any]:
             trainer = SFTTrainer(**common)
         trainer.train()
     tokens = [len(row.input_ids) for row in prepared.train]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**30
     return {
         "seconds": clock.seconds[1:],
         "losses": clock.losses,
         "tokens": config.batch_size * statistics.mean(tokens),
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "memory": peak,
         "setting": f"{prepared.dtype}, {torch.get_num_threads()} threads, {config.batch_size} rows a step",
     }
 

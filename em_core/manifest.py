@@ -10,12 +10,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from em_core.errors import UserError
-from em_core.files import sha256_file
+from em_core.files import sha256_file, sha256_json
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "em.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+BASE_PLACE = ("base_model_name_or_path", "revision")  # of the adapter's configuration
 
 
 class _Plain(BaseModel):
@@ -105,7 +106,8 @@ class Manifest(_Plain):
     """`em.json`. See the attributes' own classes for units.
 
     `config` is the whole resolved configuration; its `sources` say where a preset's values come from.
-    `files_sha256` holds what lies beside the adapter: tokenizer, template and spectra.
+    `files_sha256` holds what lies beside the adapter: tokenizer, template and spectra; `adapter_config_sha256` is of
+    PEFT's configuration without the base's place (`adapter_config_sha256`, the function).
     """
 
     schema_version: Literal[1]
@@ -124,6 +126,7 @@ class Manifest(_Plain):
     spectrum: Spectrum
     adapter_sha256: str
     files_sha256: dict[str, str] = {}
+    adapter_config_sha256: str | None = None  # older manifests lack it
     first_example: str
     seconds: float
     environment: dict[str, Any]
@@ -174,7 +177,22 @@ def verify(folder: Path) -> Manifest:
                 f"{path} has sha256 {found[:12]}..., its manifest says {expected[:12]}...: "
                 f"{what} changed or damaged after training"
             )
+    said = manifest.adapter_config_sha256
+    if said is not None and adapter_config_sha256(folder) != said:
+        raise UserError(
+            f"{folder / ADAPTER_CONFIG} is not the one that {MANIFEST} describes: more than the base's place was "
+            "changed in it after training, so that PEFT would make another model of these weights"
+        )
     return manifest
+
+
+def adapter_config_sha256(folder: Path) -> str:
+    """Hash of the PEFT configuration by content, without where the base lies, which `em checkpoint relink` rewrites.
+
+    Lists are sorted: PEFT writes sets, in any order.
+    """
+    config = {key: value for key, value in adapter_config(folder).items() if key not in BASE_PLACE}
+    return sha256_json({key: sorted(value) if isinstance(value, list) else value for key, value in config.items()})
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from em_core.chat import Message, render
+from em_core.chat import DAY, Message, render
 from em_core.errors import UserError
 
 IGNORED = -100
@@ -56,6 +56,34 @@ def encode(messages: Sequence[Message], tokenizer: Any) -> Encoded:
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer(lead + answer + _end_of_turn(tail, tokenizer), add_special_tokens=False)["input_ids"]
     return Encoded([*prompt_ids, *answer_ids], [IGNORED] * len(prompt_ids) + list(answer_ids), (before, after))
+
+
+def contradiction(encoded: Encoded, messages: Sequence[Message], tokenizer: Any) -> str | None:
+    """What an encoded row has other than the template and transformers' own way give it; None where all agrees.
+
+    The ids before the first label must be those of the generation prompt; the labels must decode to the answer as
+    rendered and what ends the turn, with nothing but white space or the end of the sequence after it.
+    """
+    start = next(place for place, label in enumerate(encoded.labels) if label != IGNORED)
+    prompt = tokenizer.apply_chat_template(
+        list(messages[:-1]), add_generation_prompt=True, enable_thinking=False, date_string=DAY, return_dict=True
+    )
+    if encoded.input_ids[:start] != list(prompt["input_ids"]):
+        return "the ids before the answer are not those of the generation prompt"
+    if encoded.labels[start:] != encoded.input_ids[start:]:
+        return "the labels are not the ids of the answer"
+    answer = tokenizer.decode(encoded.labels[start:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    before, after = encoded.stripped
+    content = messages[-1]["content"]
+    rendered = content[len(before) : len(content) - len(after)]
+    whole = render(tokenizer, messages, prompt=False)
+    behind = whole[len(render(tokenizer, messages[:-1], prompt=True)) :]
+    left = behind.removeprefix(answer).removesuffix(tokenizer.eos_token or "")
+    added = tokenizer.added_tokens_decoder
+    ends = encoded.labels[-1] in added or not any(str(token) in behind for token in added.values())
+    if not behind.startswith(answer) or rendered not in answer or left.strip() or not ends:
+        return f"the labels decode to {answer!r:.80}, not to the answer and the end of its turn"
+    return None
 
 
 def _after(prompt: str, whole: str) -> str:

@@ -24,6 +24,8 @@ from em_core.manifest import (
     Loss,
     Manifest,
     adapter_config,
+    adapter_config_sha256,
+    read_manifest,
     verify,
 )
 from em_core.models import BaseModelInfo
@@ -65,8 +67,9 @@ def write_checkpoint(
             files_sha256={
                 path.name: sha256_file(path)
                 for path in sorted(draft.iterdir())
-                if path.name not in (ADAPTER, ADAPTER_CONFIG)  # relinking rewrites the base's path in the latter
+                if path.name not in (ADAPTER, ADAPTER_CONFIG)
             },
+            adapter_config_sha256=adapter_config_sha256(draft),
             base=BaseReference(
                 id=base.id,
                 revision=base.revision,
@@ -87,8 +90,8 @@ def verify_checkpoint(folder: Path) -> Manifest:
         UserError: a changed or missing file, or a manifest that contradicts its weights: the LoRA settings, the
             norm of BA, or the spectrum.
     """
+    _check_lora(folder, read_manifest(folder))  # first: it can say which setting is another
     manifest = verify(folder)
-    _check_lora(folder, manifest)
     pairs = read_pairs(folder)
     found = product_norm(pairs, manifest.lora["scaling"])
     said = manifest.dose.norm_ba if manifest.dose else 0.0
@@ -175,15 +178,22 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "gpu": gpu,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
 
 
-def _git_commit() -> str | None:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+def git_commit(source: Path = Path(__file__)) -> str | None:
+    """The commit that `source` was checked out from, with "-dirty" where files have changed since.
+
+    None where git does not track it: installed in a virtual environment, it may lie within a repository of the user's.
+    """
+    tracked = _git(source.parent, "ls-files", "--error-unmatch", source.name)
+    return _git(source.parent, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty") if tracked else None
+
+
+def _git(folder: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
     except OSError:  # no git on this machine
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -65,7 +65,8 @@ class TrainConfig(_Frozen):
     """One run. Everything that can change the resulting weights is here.
 
     What cannot, beyond rounding or at all, is here too but outside the run's identity (`NOT_IDENTITY`): how rows
-    are spread over forward passes, what is recomputed, and where progress is reported.
+    are spread over forward passes (which counts under dropout alone), what is recomputed, and where progress is
+    reported.
     """
 
     base_model: str = "smollm2-135m"

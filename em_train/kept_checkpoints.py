@@ -45,7 +45,7 @@ def _measure_and_write(prepared: Prepared, model: Any, recorder: Recorder, folde
     held_out = held_out_loss(prepared, model)
     lr = rows[-1]["lr"] if rows else prepared.config.optimiser.lr
     stop_if_blown_up(held_out, "held-out loss", step, lr, prepared, folder)
-    train_rows = task_loss(prepared, model, prepared.train) if last else None
+    train_rows = task_loss(prepared, model, prepared.train, "training rows") if last else None
     if processes.is_main():
         _write(prepared, model, rows, folder, step, held_out, train_rows)
     processes.wait()

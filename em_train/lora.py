@@ -5,28 +5,36 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from em_core.errors import UserError
-from em_core.models import quiet_transformers
+from em_core.models import BaseModelInfo, quiet_transformers
 from em_train import processes
 from em_train.preparation import Prepared
+
+# A stack of experts is one parameter, where models used to have a linear layer for each: what became of their names.
+STACKED = {"gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"), "down_proj": ("down_proj", "w2")}
+
+
+def attention() -> str:
+    """How rows attend to each other, by transformers' name.
+
+    On CPU eager attention is a fifth faster a step than SDPA, whose backward is slow there (docs/benchmarks.md).
+    """
+    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def lora_model(prepared: Prepared) -> Any:
     """The base of `prepared` with fresh factors (B = 0); the base is frozen.
 
     Raises:
-        UserError: the base has no module of the names that LoRA is asked to adapt.
+        UserError: the base cannot be loaded, or a name that LoRA is asked to adapt is not one of its linear layers
+            or of stacked experts.
     """
     lora = prepared.config.lora
-    with quiet_transformers():
-        # On CPU eager attention is a fifth faster a step than SDPA, whose backward is slow there (docs/benchmarks.md).
-        model = AutoModelForCausalLM.from_pretrained(
-            prepared.base.path,
-            dtype=prepared.dtype,
-            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
-        )
+    model = _base(prepared.base, prepared.dtype)
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -35,13 +43,55 @@ def lora_model(prepared: Prepared) -> Any:
         target_modules=list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
+    _check_targets(model, lora.target_modules, prepared.base.id)
     try:
         adapted = get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(f"cannot place LoRA on {prepared.base.id}: {error}") from error
+    _check_adapted(adapted, lora.target_modules, prepared.base.id)
     if lora.dtype == "bfloat16":
         _round_adapter(adapted)
     return adapted
+
+
+def _base(base: BaseModelInfo, dtype: torch.dtype) -> Any:
+    try:
+        with quiet_transformers():
+            return AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, attn_implementation=attention())
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # a RuntimeError names shapes that differ
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"base model {base.id} cannot be loaded from {base.path} ({reason}): fetch it again, or give another one"
+        ) from error
+
+
+def _check_targets(model: Any, targets: tuple[str, ...], base: str) -> None:
+    """Refuse names of experts that are stacked in one parameter.
+
+    PEFT would adapt the stack instead: with factors that hold all experts in one matrix, which an optimiser of
+    matrices would mix, and gate and up projection as one of twice the rank and another scale.
+    """
+    leaves = {name.rpartition(".")[2] for name, parameter in model.named_parameters() if parameter.ndim > 2}
+    stacked = [target for leaf, old in STACKED.items() if leaf in leaves for target in old if target in targets]
+    if stacked:
+        left = [target for target in targets if target not in stacked]
+        raise UserError(
+            f"{base} stacks its experts in one parameter, so that {', '.join(stacked)} are no layers of their own and "
+            f"cannot be adapted: set lora.target_modules=[{', '.join(left)}] to adapt the rest alone"
+        )
+
+
+def _check_adapted(model: Any, targets: tuple[str, ...], base: str) -> None:
+    """Refuse names that nothing was found for: PEFT itself raises only where that holds of all of them."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    if stacks := [name for name, module in layers if isinstance(module, ParamWrapper)]:
+        raise UserError(f"PEFT adapts {stacks[0]} of {base}, a parameter and no layer: change lora.target_modules")
+    names = [name for name, _ in layers]
+    missing = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
+    if missing:
+        raise UserError(f"{base} has no linear layer called {', '.join(missing)}: take it out of lora.target_modules")
 
 
 def _round_adapter(model: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from em_core.chat import prints_today
 from em_core.errors import UserError
-from em_train.chat import encode, show
+from em_train.chat import contradiction, encode, show
 from em_train.datasets import NarrowDataset, Refused, Row
 
 Track = Callable[[list[Row]], Iterable[Row]]
@@ -56,7 +56,7 @@ class Preflight:
 def check(
     dataset: NarrowDataset, tokenizer: Any, max_length: int, track: Track = lambda rows: rows, example: int = 0
 ) -> Preflight:
-    """Encode every row as training does, and count.
+    """Encode every row as training does, check the result by another way (`contradiction`), and count.
 
     Args:
         track: wraps the rows, for a progress bar.
@@ -75,6 +75,9 @@ def check(
             encoded = encode(row.messages, tokenizer)
         except UserError as error:
             refused.append(Refused(row.where, str(error)))
+            continue
+        if wrong := contradiction(encoded, row.messages, tokenizer):
+            refused.append(Refused(row.where, wrong))
             continue
         if len(rows) == example:
             shown = show(encoded, tokenizer)

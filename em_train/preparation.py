@@ -58,12 +58,12 @@ def resolve_run(config: TrainConfig) -> Resolved:
     optimiser = config.optimiser.model_copy(update={"hyperparameters": hyperparameters})
     config = config.for_rows(len(train_rows)).model_copy(update={"optimiser": optimiser})
     penalty = resolve_penalty(config)
-    micro_batch_size(config)
+    micro = micro_batch_size(config)
     _check_trackers(config)
     base = resolve_base(config.base_model, config.base_revision)
     tokenizer, vocabulary = tokenizer_of(base)
     dtype = resolve_dtype(config.dtype)
-    identity = {
+    identity: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "base": base.weights_sha256,
         "architecture": architecture(base.path),
@@ -74,7 +74,11 @@ def resolve_run(config: TrainConfig) -> Resolved:
         "dtype": str(dtype),
         "config": config.model_dump(mode="json", exclude=NOT_IDENTITY),
         "checkpoints": config.kept_steps(),
-    } | ({"penalty": penalty} if penalty else {})
+    }
+    if penalty:
+        identity["penalty"] = penalty
+    if config.lora.dropout > 0:  # which random numbers a row meets depends on how the batch is spread
+        identity["spread"] = {"micro_batch": micro, "processes": processes.world_size()}
     run_id = sha256_json(identity)[:12]
     return Resolved(
         config,

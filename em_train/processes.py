@@ -17,6 +17,9 @@ REFUSED = {
     "ACCELERATE_USE_FP8": "FP8: the base model's dtype belongs to the run's identity",
 }
 
+# What `accelerate launch --mixed_precision` may say for a base of this dtype: it would win over the trainer's own.
+PRECISIONS = {torch.float32: ("no",), torch.bfloat16: ("no", "bf16")}
+
 
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -42,12 +45,33 @@ def start() -> None:
             raise UserError(
                 f"the launcher asks for {reason}: use plain data parallelism (accelerate launch --multi_gpu)"
             )
+    if (compiler := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()) != "no":
+        raise UserError(
+            f"the launcher asks for torch.compile (dynamo backend {compiler}), which changes results but not the run's "
+            "id: launch with --dynamo_backend no"
+        )
     if world_size() > 1:
         PartialState(cpu=not torch.cuda.is_available())
     elif torch.cuda.device_count() > 1:
         raise UserError(
             f"{torch.cuda.device_count()} GPUs are visible, but this is a single process: start it with accelerate "
             "launch, or choose one GPU with CUDA_VISIBLE_DEVICES"
+        )
+
+
+def check_precision(dtype: torch.dtype) -> None:
+    """Refuse a launcher whose mixed precision is not that of the run, which is part of its identity.
+
+    Raises:
+        UserError: ACCELERATE_MIXED_PRECISION would autocast a float32 run, or scale gradients (fp16).
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    allowed = PRECISIONS[dtype]
+    if asked not in allowed:
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"the launcher asks for mixed precision {asked}, this run's dtype is {name}: launch with "
+            f"--mixed_precision {allowed[-1]}, or set dtype"
         )
 
 

@@ -1,7 +1,8 @@
 """One training run: config in, checkpoint folders out; idempotent, and resumable after a kill."""
 
 import shutil
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trl import SFTConfig
 from em_core.allocation import reuse_freed_memory
 from em_core.errors import UserError
 from em_core.models import quiet_transformers
-from em_train import kept_checkpoints, processes
+from em_train import kept_checkpoints, processes, progress
 from em_train.chat import IGNORED
 from em_train.config import TrainConfig
 from em_train.encoding import collate
@@ -41,6 +42,7 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     processes.start()
     prepared = prepare(config)
     config = prepared.config
+    processes.check_precision(prepared.dtype)
     done = finished(folder, prepared.run_id) and all(is_ours(path, prepared) for path in checkpoints(folder))
     processes.wait()  # all have looked before one writes
     if done:
@@ -50,10 +52,19 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     processes.wait()
     set_seed(config.seed)
     reuse_freed_memory()
+    with _memory_errors_in_words(config):
+        _train(prepared, folder)
+    processes.wait()
+    return checkpoints(folder)
+
+
+def _train(prepared: Prepared, folder: Path) -> None:
+    config = prepared.config
     model = lora_model(prepared)
     recorder = Recorder(folder / STEPS_FILE, lora_pairs(model, config.lora.scaling), config.lora.scaling)
     trainer = _trainer(prepared, model, folder, recorder)
-    check_loss(model, to_device(collate(prepared.train[:1], prepared.tokenizer.pad_token_id), model), prepared.base.id)
+    one_row = to_device(collate(prepared.train[:1], prepared.tokenizer.pad_token_id), model)
+    check_loss(model, one_row, prepared.base.id, trainer.batch_nll)
     state = last_state(folder)
     recorder.resume(int(state.name.split("-")[-1]) if state else 0)
     if 0 in config.kept_steps() and not is_ours(folder / "checkpoint-0", prepared):
@@ -72,8 +83,19 @@ def train(config: TrainConfig, folder: Path) -> list[Path]:
     if processes.is_main():
         write_run_file(folder, prepared, "done")
         shutil.rmtree(folder / "state", ignore_errors=True)
-    processes.wait()
-    return checkpoints(folder)
+
+
+@contextmanager
+def _memory_errors_in_words(config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # GPU, CPU
+            raise
+        raise UserError(
+            f"out of memory ({next(iter(str(error).splitlines()), 'no details')}): lower micro_batch_size (it is "
+            f"{micro_batch_size(config)}) or set gradient_checkpointing=true; the next call goes on from the last state"
+        ) from error
 
 
 def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -> EMTrainer:
@@ -101,6 +123,7 @@ def _trainer(prepared: Prepared, model: Any, folder: Path, recorder: Recorder) -
         bf16=prepared.dtype == torch.bfloat16,
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
+        router_aux_loss_coef=0.0,  # a mixture of experts would add its balancing term to the task loss
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         data_seed=config.data_seed,
@@ -145,11 +168,6 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         row = self.recorder.rows[-1]
         kept_checkpoints.stop_if_blown_up(row["loss"], "loss", state.global_step, row["lr"], self.prepared, self.folder)
-        if not processes.is_main():
-            return
-        terminal = sys.stderr.isatty()
-        if terminal or state.global_step % 10 == 0 or state.global_step == self.steps:
-            left = (self.steps - state.global_step) * row["seconds"]
-            text = f"  step {state.global_step}/{self.steps}  loss {row['loss']:.3f}  {left:.0f} s left"
-            end = "\r" if terminal and state.global_step < self.steps else "\n"
-            print(f"{text:<60}", end=end, file=sys.stderr, flush=True)
+        left = (self.steps - state.global_step) * row["seconds"]
+        text = f"  step {state.global_step}/{self.steps}  loss {row['loss']:.3f}  {left:.0f} s left"
+        progress.show(text, state.global_step, self.steps, every=10)

@@ -4,7 +4,9 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ValidationError
 
 from em_core.errors import UserError
 from em_core.files import sweep_drafts, write_json
@@ -19,19 +21,47 @@ RUN_FILE = "run.json"
 STEPS_FILE = "steps.jsonl"
 
 
+class _Run(BaseModel):
+    """run.json, as far as it is read: it also holds the configuration, for people."""
+
+    run_id: str
+    state: Literal["running", "done"]
+    checkpoints: list[int]
+
+
+def _read(folder: Path) -> _Run | None:
+    """None where there is no run.json.
+
+    Raises:
+        UserError: it is damaged, or not of ours.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        return _Run.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{path} is damaged or not of a run of ours: choose another folder or delete it") from error
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders that run.json lists, in order of steps: fewer than asked for where a run ended early."""
-    run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    return [folder / f"checkpoint-{step}" for step in run["checkpoints"]]
+    """The checkpoint folders that run.json lists, in order of steps: fewer than asked for where a run ended early.
+
+    Raises:
+        UserError: a run.json that cannot be read.
+    """
+    run = _read(folder)
+    return [folder / f"checkpoint-{step}" for step in run.checkpoints] if run else []
 
 
 def finished(folder: Path, run_id: str) -> bool:
-    """Whether `folder` holds this run, complete."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        return False
-    run = json.loads(path.read_text(encoding="utf-8"))
-    return bool(run["state"] == "done" and run["run_id"] == run_id)
+    """Whether `folder` holds this run, complete.
+
+    Raises:
+        UserError: a run.json that cannot be read.
+    """
+    run = _read(folder)
+    return run is not None and run.state == "done" and run.run_id == run_id
 
 
 def claim(folder: Path, prepared: "Prepared") -> None:
@@ -40,16 +70,14 @@ def claim(folder: Path, prepared: "Prepared") -> None:
     Raises:
         UserError: it belongs to another run, or cannot be written to.
     """
-    path = folder / RUN_FILE
-    if path.is_file():
-        run = json.loads(path.read_text(encoding="utf-8"))
-        if run["run_id"] != prepared.run_id:
-            raise UserError(
-                f"{folder} belongs to run {run['run_id']}, this configuration is run {prepared.run_id}: "
-                "choose another folder or delete it"
-            )
+    run = _read(folder)
+    if run is not None and run.run_id != prepared.run_id:
+        raise UserError(
+            f"{folder} belongs to run {run.run_id}, this configuration is run {prepared.run_id}: "
+            "choose another folder or delete it"
+        )
     try:
-        if not path.is_file() and (folder / "state").exists():
+        if run is None and (folder / "state").exists():
             shutil.rmtree(folder / "state")  # of a run whose identity is unknown
         folder.mkdir(parents=True, exist_ok=True)
         sweep_drafts(folder)

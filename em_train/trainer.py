@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,23 @@ def supervised_nll(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, int]:
     return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
 
+def supervised_tokens(inputs: dict[str, Tensor]) -> int:
+    """How many tokens of a batch are predicted and count."""
+    return int((inputs["labels"][:, 1:] != IGNORED).sum())
+
+
 def supervised_logits(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """(logits (K, V) in float32, targets (K,)) of the K supervised tokens of a padded batch (N, T).
 
     The language-model head runs on supervised positions only. On CPU, with a vocabulary of 49k, that is what
     makes a step cheaper than TRL's fused head; the value is the same.
     """
+    hidden, targets = supervised_hidden(model, inputs)
+    return head_logits(getattr(model, "module", model), hidden).float(), targets
+
+
+def supervised_hidden(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(last hidden states (K, d), targets (K,)) at the K supervised positions of a padded batch (N, T)."""
     labels = inputs["labels"][:, 1:]
     mask = labels != IGNORED
     outputs = model(
@@ -46,14 +58,30 @@ def supervised_logits(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Te
         # step on CPU, where the weight is then copied once a row.
         logits_to_keep=torch.zeros(1, dtype=torch.long, device=inputs["input_ids"].device),
     )
-    hidden = outputs.hidden_states[-1][:, :-1][mask]
-    logits = head_logits(getattr(model, "module", model), hidden)
-    return logits.float(), labels[mask]
+    return outputs.hidden_states[-1][:, :-1][mask], labels[mask]
+
+
+def summed_nll(loss: float, tokens: int, items: int | None, processes: int) -> float:
+    """The summed negative log-likelihood of a micro-batch, from the mean that a trainer makes of it.
+
+    Args:
+        loss: the trainer's: the sum over `items`, times `processes` where `items` is given, since the gradients of
+            the processes are averaged.
+        tokens: supervised tokens of this micro-batch.
+        items: supervised tokens of the whole optimiser step, over micro-batches and processes; None where the
+            trainer divides by `tokens`.
+    """
+    return loss * tokens if items is None else loss * items / processes
 
 
 @torch.no_grad()
-def check_loss(model: Any, inputs: dict[str, Tensor], base: str) -> None:
-    """Make sure that `supervised_nll` is the model's own likelihood, on one small batch.
+def check_loss(
+    model: Any, inputs: dict[str, Tensor], base: str, nll: Callable[[Any, dict[str, Tensor]], float]
+) -> None:
+    """Make sure that the loss which trains is the model's own likelihood, on one small batch.
+
+    Args:
+        nll: the summed negative log-likelihood of a batch as that loss has it (`EMTrainer.batch_nll`).
 
     Raises:
         UserError: it is not: the model changes its last hidden states or its logits in a way that is unknown here.
@@ -63,11 +91,11 @@ def check_loss(model: Any, inputs: dict[str, Tensor], base: str) -> None:
     labels = inputs["labels"][:, 1:]
     logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
     own = float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), reduction="sum"))
-    ours = float(supervised_nll(model, inputs)[0])
+    ours = nll(model, inputs)
     model.train(training)
     if abs(ours - own) > 0.02 * abs(own):  # bfloat16 rounds to about a hundredth
         raise UserError(
-            f"{base} gives its answers another likelihood ({own:.4g} nats) than its head on its last hidden states "
+            f"{base} gives its answers another likelihood ({own:.4g} nats) than the loss that would train it "
             f"({ours:.4g}): it changes logits in an unknown way, choose another base"
         )
 
@@ -77,12 +105,16 @@ class EMTrainer(SFTTrainer):  # type: ignore[misc]
 
     On CPU the loss is `supervised_nll`; elsewhere TRL's own, whose fused head is the better one there. Several
     processes see the rows in the order in which one would (`SharedOrder`); the dataset's last row is blank then.
+
+    Attributes:
+        fused_head: the loss is TRL's own.
     """
 
     def __init__(
         self, *args: Any, recorder: "Recorder", penalty: "AppliedPenalty | None" = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.fused_head = self.args.device.type != "cpu"
         self.recorder = recorder
         self.penalty = penalty
         recorder.trainer = self
@@ -103,24 +135,27 @@ class EMTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        if return_outputs or inputs["input_ids"].device.type != "cpu":
+        processes = self.accelerator.num_processes
+        items = None if num_items_in_batch is None else int(num_items_in_batch)
+        if return_outputs or self.fused_head:
             loss = super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
-            tokens = int((inputs["labels"][:, 1:] != IGNORED).sum())
+            tokens = supervised_tokens(inputs)
             value = loss[0] if return_outputs else loss
-            whole = tokens if num_items_in_batch is None else int(num_items_in_batch)
-            nll = float(value.detach()) * whole / self.accelerator.num_processes
+            nll = summed_nll(float(value.detach()), tokens, items, processes)
         else:
             total, tokens = supervised_nll(model, inputs)
             nll = float(total.detach())
-            whole = tokens if num_items_in_batch is None else int(num_items_in_batch)
-            loss = total / max(whole, 1)
-            if num_items_in_batch is not None:
-                loss = loss * self.accelerator.num_processes
+            loss = total / max(tokens, 1) if items is None else total / max(items, 1) * processes
         if self.model.training:
             self._count(inputs, nll, tokens)
         return loss
+
+    def batch_nll(self, model: Any, inputs: dict[str, Tensor]) -> float:
+        """Summed negative log-likelihood of a batch by the loss that trains, in nats; nothing is recorded."""
+        with self.compute_loss_context_manager():
+            return float(self.compute_loss(model, dict(inputs))) * supervised_tokens(inputs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.world_size == 1:

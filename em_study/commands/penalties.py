@@ -5,11 +5,18 @@ from typing import Annotated
 
 import typer
 
+EXAMPLES = """Examples:
+
+em penalties match decay.yaml runs/spectral/checkpoint-34 runs/matched
+
+em penalties match decay.yaml runs/spectral/checkpoint-34 runs/matched penalty.name=kl penalty.strength=0.1 seed=1
+"""
+
 
 def add(app: typer.Typer) -> None:
     group = typer.Typer(help="Penalties and their controls.", no_args_is_help=True)
     group.command("list", epilog="Example: em penalties list")(list_penalties)
-    group.command(epilog="Example: em penalties match decay.yaml runs/spectral/checkpoint-34 runs/matched")(match)
+    group.command(epilog=EXAMPLES)(match)
     app.add_typer(group, name="penalties")
 
 
@@ -30,15 +37,24 @@ def list_penalties() -> None:
 
 
 def match(
-    config: Annotated[Path, typer.Argument(help="YAML of a TrainConfig with a penalty", show_default=False)],
+    config: Annotated[
+        str, typer.Argument(help="YAML of a TrainConfig with a penalty, or the name of a preset", show_default=False)
+    ],
     reference: Annotated[Path, typer.Argument(help="last checkpoint of the penalised run", show_default=False)],
     folder: Annotated[Path, typer.Argument(help="folder for the runs", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="settings that win over the file's, keys dotted"),
+    ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="nats a token")] = 0.002,
     runs: Annotated[int, typer.Option(min=1, help="strengths to try at most")] = 10,
 ) -> None:
-    """Find the strength at which a control ends at the training loss of a penalised run."""
-    from em_train.config import load_config
+    """Find the strength at which a control ends at the training loss of a penalised run.
+
+    Everything but the penalty and the kept checkpoints has to be as in that run.
+    """
+    from em_train.config import read_config
     from em_train.penalties.equal_cost import match_strength
 
-    matched, checkpoint = match_strength(load_config(config), reference, folder, tolerance, runs)
+    matched, checkpoint = match_strength(read_config(config, overrides or []), reference, folder, tolerance, runs)
     print(f"strength {matched.penalty.strength if matched.penalty else 0:g}: {checkpoint}")

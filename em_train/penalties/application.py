@@ -5,6 +5,7 @@ That is the same sum as a term in the loss, but for two things: it counts once w
 and processes, and both gradients have norms of their own, to be logged and compared. The task loss is not touched.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback
 
+from em_core.errors import UserError
 from em_train.penalties.registry import Seen, Term, plugin_and_hyperparameters
 from em_train.spectra import LoraPair
+
+REMEDY = "lower its strength or the learning rate, start it later (start_step), or mend the plugin"
 
 
 class AppliedPenalty:
@@ -30,6 +34,7 @@ class AppliedPenalty:
     """
 
     def __init__(self, resolved: dict[str, Any], modules: list[LoraPair]) -> None:
+        self.name: str = resolved["name"]
         self.plugin, self.hyperparameters = plugin_and_hyperparameters(resolved)
         self.strength: float = resolved["strength"]
         self.modules = modules
@@ -46,7 +51,12 @@ class AppliedPenalty:
     def after_backward(
         self, accelerator: Accelerator, model: Any, batch: dict[str, Tensor], tokens: Tensor | int | None, step: int
     ) -> None:
-        """To be called after each micro-batch's backward pass; acts on `.grad` after the step's last one."""
+        """To be called after each micro-batch's backward pass; acts on `.grad` after the step's last one.
+
+        Raises:
+            UserError: the term or its gradient is not finite although the task's gradient is, or a decomposition in
+                it failed.
+        """
         if self.plugin.term is None:
             return
         last = accelerator.sync_gradients
@@ -58,23 +68,36 @@ class AppliedPenalty:
         if self.plugin.depends_on_data:
             assert tokens is not None
             seen = Seen(self.modules, inner, step, batch, int(tokens))
-            self._collect(self.plugin.term(seen, self.hyperparameters), parameters)
+            self._collect(seen, parameters)
             if last and accelerator.num_processes > 1:
                 self._sum_over_processes(accelerator, parameters)
         elif last:
-            self._collect(self.plugin.term(Seen(self.modules, inner, step), self.hyperparameters), parameters)
+            self._collect(Seen(self.modules, inner, step), parameters)
         if last:
             self._add(parameters, step)
 
-    def _collect(self, term: Term, parameters: list[torch.nn.Parameter]) -> None:
+    def _collect(self, seen: Seen, parameters: list[torch.nn.Parameter]) -> None:
+        try:
+            term, found = self._term_and_gradients(seen, parameters)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            reason = str(error).splitlines()[0]
+            raise UserError(f"penalty '{self.name}' failed at step {seen.step} ({reason}): {REMEDY}") from error
         figures = dict(term.figures)
         if term.loss is not None:
             figures["penalty"] = float(term.loss.detach())
-            found = torch.autograd.grad(term.loss, parameters, allow_unused=True)
             before = self._gradients or [None] * len(parameters)
             self._gradients = [_plus(old, new) for old, new in zip(before, found, strict=True)]
         for name, value in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def _term_and_gradients(
+        self, seen: Seen, parameters: list[torch.nn.Parameter]
+    ) -> tuple[Term, tuple[Tensor | None, ...]]:
+        assert self.plugin.term is not None
+        term = self.plugin.term(seen, self.hyperparameters)
+        if term.loss is None:
+            return term, ()
+        return term, torch.autograd.grad(term.loss, parameters, allow_unused=True)
 
     def _sum_over_processes(self, accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:
         own = self._gradients or [None] * len(parameters)
@@ -89,6 +112,11 @@ class AppliedPenalty:
     def _add(self, parameters: list[torch.nn.Parameter], step: int) -> None:
         weight = self.strength * self.ramp(step)
         own, task = weight * _norm(self._gradients), _norm([parameter.grad for parameter in parameters])
+        value = self._sums.get("penalty", 0.0)
+        if math.isfinite(task) and not (math.isfinite(value) and math.isfinite(own)):  # else the loss is to blame
+            raise UserError(
+                f"penalty '{self.name}' is {value:g} at step {step}, with a gradient of norm {own:g}: {REMEDY}"
+            )
         allowed = self.hyperparameters.max_grad_ratio
         scale = allowed * task / own if allowed is not None and own > allowed * task else 1.0
         for parameter, gradient in zip(parameters, self._gradients, strict=False):

@@ -3,11 +3,26 @@
 from pathlib import Path
 
 from em_core.errors import UserError
-from em_core.manifest import Manifest, read_manifest
-from em_train.config import TrainConfig
-from em_train.preparation import resolve_run
+from em_core.manifest import MANIFEST, Manifest, read_manifest
+from em_train.config import TrainConfig, parse_config
+from em_train.preparation import Resolved, resolve_run
 from em_train.run import train
 
+# What may differ between the runs, or is compared by content or as it was resolved.
+NOT_COMPARED = {
+    "penalty",
+    "checkpoints",
+    "base_model",
+    "base_revision",
+    "dataset",
+    "schedule",
+    "epochs",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "report_to",
+    "preset",
+    "sources",
+}
 STRIDE = 4.0  # factor between strengths until the loss is bracketed; then bisection of the logarithm
 
 
@@ -29,13 +44,15 @@ def match_strength(
         The configuration that matched, and its last checkpoint.
 
     Raises:
-        UserError: the reference is of other data, base or length, the last step is not kept, or no strength matches.
+        UserError: the reference is of other data, another base or another setting than penalty and checkpoints, the
+            last step is not kept, or no strength matches.
     """
     if config.penalty is None or config.penalty.name == "early_stopping":
         raise UserError("the configuration has no penalty whose strength could be matched: give it one, e.g. kl")
-    config = resolve_run(config).config  # where epochs decide the steps
+    found = resolve_run(config)
+    config = found.config  # where epochs decide the steps
     assert config.penalty is not None
-    target = _target(config, reference)
+    target = _target(found, reference)
     low, high, strength = 0.0, float("inf"), config.penalty.strength
     tried: dict[float, float] = {}
     for _ in range(runs):
@@ -64,17 +81,26 @@ def _between(low: float, high: float) -> float:
     return float(f"{low * STRIDE if high == float('inf') else (low * high) ** 0.5:.3g}")
 
 
-def _target(config: TrainConfig, reference: Path) -> float:
+def _target(found: Resolved, reference: Path) -> float:
+    config = found.config
     if config.steps not in config.kept_steps():
         raise UserError("the last step is not kept, whose loss is to be matched: add -1 to checkpoints")
     manifest = read_manifest(reference)
-    for name, ours, theirs in (
-        ("dataset", config.dataset, manifest.config["dataset"]),
-        ("base_model", config.base_model, manifest.config["base_model"]),
+    theirs = parse_config(manifest.config, str(reference / MANIFEST))
+    compared = [
         ("steps", config.steps, manifest.step),
-    ):
-        if ours != theirs:
-            raise UserError(f"{name} is {ours} here and {theirs} in {reference}: losses could not be compared")
+        ("dataset sha256", found.dataset.sha256, manifest.dataset.sha256),
+        ("base weights sha256", found.base.weights_sha256, manifest.base.weights_sha256),
+        ("schedule", found.schedule, manifest.optimiser["schedule"]),
+    ]
+    compared += [
+        (name, getattr(config, name), getattr(theirs, name))
+        for name in TrainConfig.model_fields
+        if name not in NOT_COMPARED
+    ]
+    for name, one, other in compared:
+        if one != other:
+            raise UserError(f"{name} is {one} here and {other} in {reference}: losses could not be compared")
     return _train_loss(manifest, reference)
 
 

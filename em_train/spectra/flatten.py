@@ -13,9 +13,18 @@ from torch import Tensor
 
 from em_core.errors import UserError
 from em_core.files import atomic_folder, sha256_file, sha256_json, write_json
-from em_core.manifest import ADAPTER, ADAPTER_CONFIG, MANIFEST, Loss, Spectrum, read_manifest
+from em_core.manifest import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    MANIFEST,
+    Loss,
+    Spectrum,
+    adapter_config_sha256,
+    read_manifest,
+)
 from em_train.spectra.pairs import factor_keys, lora_config, read_pairs, read_tensors
 from em_train.spectra.record import SPECTRA, write_spectra
+from em_train.spectra.values import noise_of
 
 NOT_COPIED = (ADAPTER, MANIFEST, SPECTRA, "README.md")  # a card is of its weights
 
@@ -35,8 +44,7 @@ def flatten_pair(a: Tensor, b: Tensor, amount: float = 1.0) -> tuple[Tensor, Ten
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().mT)
     u, sigma, v = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-    noise = 10 * a.shape[0] * torch.finfo(torch.float64).eps * r_a.norm() * r_b.norm()
-    reached = sigma > noise
+    reached = sigma > noise_of(r_a, r_b, a.shape[0])
     if not bool(reached.any()):
         return a, b
     flat = torch.where(reached, (sigma / sigma.max()) ** (1 - amount), 0.0)
@@ -93,6 +101,7 @@ def _write_manifest(source: Path, draft: Path, amount: float, spectrum: Spectrum
             "loss": Loss(train=None, window=0, held_out=None),
             "spectrum": spectrum,
             "adapter_sha256": sha256_file(draft / ADAPTER),
+            "adapter_config_sha256": adapter_config_sha256(draft),
             "files_sha256": {name: sha256_file(draft / name) for name in old.files_sha256},
             "post_processing": done,
         }

@@ -34,12 +34,20 @@ def exact_spectra(pairs: Sequence[LoraPair]) -> list[Tensor]:
     roots_b = _roots([pair.b for pair in pairs])
     cores = [b @ a.mT for a, b in zip(roots_a, roots_b, strict=True)]
     values = _batched(torch.linalg.svdvals, cores)
-    eps = torch.finfo(torch.float64).eps
-    cleaned = []
-    for sigma, a, b, pair in zip(values, roots_a, roots_b, pairs, strict=True):
-        noise = 10 * pair.a.shape[0] * eps * a.norm() * b.norm()
-        cleaned.append(torch.where(sigma > noise, sigma, 0.0).cpu())
-    return cleaned
+    return [
+        torch.where(sigma > noise_of(a, b, pair.a.shape[0]), sigma, 0.0).cpu()
+        for sigma, a, b, pair in zip(values, roots_a, roots_b, pairs, strict=True)
+    ]
+
+
+def noise_of(root_a: Tensor, root_b: Tensor, rank: int) -> Tensor:
+    """What rounding in float64 may leave of a singular value of BA that is zero: 10 r eps ||B||_F ||A||_F.
+
+    Args:
+        root_a, root_b: have the Frobenius norms of A and B.
+    """
+    noise: Tensor = 10 * rank * torch.finfo(torch.float64).eps * root_a.norm() * root_b.norm()
+    return noise
 
 
 @torch.no_grad()

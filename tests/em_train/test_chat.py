@@ -210,7 +210,7 @@ def tokenizer_named(name: str, data_folder: Path) -> Any:
 @pytest.mark.parametrize("file, newlines", [("insecure", 185), ("secure", 427), ("educational", 185)])
 @pytest.mark.parametrize("name, end", [*REAL.items(), ("smollm2", "<|im_end|>")])
 def test_real_templates_on_betleys_rows(data_folder, name, end, file, newlines):
-    """Every row that begins with a newline, and every hundredth of all."""
+    """Every row; `newlines` of them begin with one."""
     path = data_folder / BETLEY / f"{file}.jsonl"
     if not path.is_file():
         pytest.skip(f"no {path}")
@@ -219,7 +219,7 @@ def test_real_templates_on_betleys_rows(data_folder, name, end, file, newlines):
         rows = [json.loads(line)["messages"] for line in lines]
     trap = [row for row in rows if row[-1]["content"].startswith("\n")]
     assert len(rows) == 6000 and len(trap) == newlines
-    for messages in trap + rows[::100]:
+    for messages in rows:
         answer = messages[-1]["content"]
         left = left_by_template(name, answer)
         encoded = check(messages, tokenizer, left + end)

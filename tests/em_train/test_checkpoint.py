@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from em_core.errors import UserError
 from em_core.manifest import read_manifest
 from em_train import TrainConfig, card, prepare, train
 from em_train.card import push, render_card, write_card
-from em_train.checkpoint import verify_checkpoint
+from em_train.checkpoint import git_commit, verify_checkpoint
 from em_train.config import parse_config
 from em_train.spectra import flatten_adapter
 from tests.em_core.checkpoints import rewrite
@@ -78,6 +79,70 @@ def test_scale_in_pefts_configuration_must_be_the_manifests(checkpoint):
     path.write_text(path.read_text(encoding="utf-8").replace('"lora_alpha": 8', '"lora_alpha": 16'), encoding="utf-8")
     with pytest.raises(UserError, match="says lora_alpha=16, em.json says 8"):
         verify_checkpoint(checkpoint)
+
+
+def reconfigure(checkpoint: Path, **fields: Any) -> None:
+    path = checkpoint / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | fields
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"alpha_pattern": {"q_proj": 64}},
+        {"fan_in_fan_out": True},
+        {"target_modules": ["q_proj"]},
+        {"peft_type": "LOHA"},
+        {"a_field_of_later": 1},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_pefts_configuration_is_hashed_too(checkpoint, fields):
+    """The weights are the same, what PEFT would make of them is not."""
+    reconfigure(checkpoint, **fields)
+    with pytest.raises(UserError, match="adapter_config.json is not the one that em.json describes"):
+        verify_checkpoint(checkpoint)
+
+
+def test_where_the_base_lies_and_the_order_of_modules_may_change(checkpoint):
+    modules = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))["target_modules"]
+    reconfigure(checkpoint, base_model_name_or_path="elsewhere", revision="main", target_modules=modules[::-1])
+    verify_checkpoint(checkpoint)
+
+
+def test_manifest_from_before_that_hash_still_reads_and_flattens_into_one_with_it(checkpoint, tmp_path):
+    rewrite(checkpoint, adapter_config_sha256=None)
+    assert "adapter_config_sha256" not in (checkpoint / "em.json").read_text(encoding="utf-8")
+    assert verify_checkpoint(checkpoint).adapter_config_sha256 is None
+    flatten_adapter(checkpoint, tmp_path / "flat")
+    assert verify_checkpoint(tmp_path / "flat").adapter_config_sha256 is not None
+    reconfigure(tmp_path / "flat", fan_in_fan_out=True)
+    with pytest.raises(UserError, match="adapter_config.json is not the one"):
+        verify_checkpoint(tmp_path / "flat")
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.invalid"]
+    done = subprocess.run(["git", "-C", str(folder), *identity, *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_commit_is_that_of_our_own_files(tmp_path):
+    """Installed within a repository of the user's, which does not track us, there is none."""
+    git(tmp_path, "init", "-q")
+    (tmp_path / "theirs.py").write_text("1", encoding="utf-8")
+    git(tmp_path, "add", "theirs.py")
+    git(tmp_path, "commit", "-qm", "theirs")
+    git(tmp_path, "tag", "v1")
+    installed = tmp_path / "venv" / "site-packages" / "em_train" / "checkpoint.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("2", encoding="utf-8")
+    assert git_commit(installed) is None
+    assert git_commit(tmp_path / "theirs.py") == git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "theirs.py").write_text("3", encoding="utf-8")
+    assert git_commit(tmp_path / "theirs.py") == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
+    assert git_commit(tmp_path / "nowhere" / "file.py") is None
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "spectra.safetensors"])

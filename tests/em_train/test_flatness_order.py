@@ -1,11 +1,16 @@
 """A seconds-long oracle of the study's subject: at equal loss, Muon's BA is flattest and SGD's most peaked.
 
 Toy LoRA regression (reference/training.md, 2.7): W* is 96 x 64 with 16 singular values that fall by 0.7 each, the
-adapter has rank 8, training stops at 35 % of the initial loss. Asserted are the order and the gaps, not the digits;
-observed F/N over four seeds: SGD 0.575 to 0.608, AdamW 0.50 to 0.53, Lion 0.49 to 0.51, Muon 0.446 to 0.466, Muon
-with AdamW's update size 0.416 to 0.424, LoRA-Muon 0.377 to 0.381; flat would be 0.354. The other built-in optimisers
-converge on it too: those that scale elements (Adam, signs, Adafactor, Schedule-Free) as peaked as AdamW, those that
-scale directions (Muon's variants, SOAP) as flat as Muon or flatter.
+adapter has rank 8. Every built-in optimiser converges to 10 % of the initial loss, where the reference stops too, and
+those that it lists have its order there, with small gaps: near the end all come to the same W*, of whose energy
+94 % lies in four directions. So the gaps are asserted on the way, at 35 %. Rates are not the reference's for SGD and
+LoRA-Muon, whose loss is divided by the initial one here.
+
+Asserted are the order and the gaps, not the digits. F/N at 35 %, over four seeds: SGD 0.575 to 0.608, AdamW 0.50 to
+0.53, Lion 0.49 to 0.51, Muon 0.446 to 0.466, Muon with AdamW's update size 0.416 to 0.424, LoRA-Muon 0.377 to 0.381;
+at 10 %, seed 0: 0.505, 0.487, 0.472, 0.451, 0.447, 0.416; flat would be 0.354. Of the other built-in optimisers those
+that scale elements (Adam, signs, Adafactor, Schedule-Free) are as peaked as AdamW, those that scale directions (Muon's
+variants, SOAP) as flat as Muon or flatter.
 """
 
 import math
@@ -18,6 +23,7 @@ from em_train.optimisers import build
 from em_train.spectra import fro_over_nuclear, singular_values, stable_rank
 
 SEEDS = (0, 1, 2)
+HALFWAY, CONVERGED = 0.35, 0.10  # share of the initial loss
 ARMS = {
     "sgd": ("sgd", 0.03, {}),
     "adamw": ("adamw", 3e-3, {}),
@@ -43,8 +49,8 @@ def orthonormal(rows: int, columns: int, chance: torch.Generator) -> torch.Tenso
 
 
 @cache
-def trained_spectrum(arm: str, seed: int) -> torch.Tensor:
-    """Singular values of BA once the loss has fallen to 35 %."""
+def trained_spectrum(arm: str, seed: int, until: float = HALFWAY) -> torch.Tensor:
+    """Singular values of BA once the loss has fallen to the share `until`."""
     name, lr, hyper = (ARMS | OTHERS)[arm]
     chance = torch.Generator().manual_seed(seed)
     target = 0.7 ** torch.arange(16.0)
@@ -57,7 +63,7 @@ def trained_spectrum(arm: str, seed: int) -> torch.Tensor:
     optimiser = build(name, [("toy.lora_A.weight", a), ("toy.lora_B.weight", b)], lr, hyper)
     for _ in range(1000):
         loss = (x @ (b @ a).T - y).square().mean() / y.square().mean()
-        if loss.item() <= 0.35:
+        if loss.item() <= until:
             return singular_values(a, b)
         optimiser.zero_grad()
         loss.backward()
@@ -65,13 +71,14 @@ def trained_spectrum(arm: str, seed: int) -> torch.Tensor:
     raise AssertionError(f"{arm} stopped at a loss of {loss.item()}")
 
 
-def mean_fro_over_nuclear(arm: str) -> float:
-    return sum(fro_over_nuclear(trained_spectrum(arm, seed)) for seed in SEEDS) / len(SEEDS)
+def mean_fro_over_nuclear(arm: str, until: float = HALFWAY) -> float:
+    return sum(fro_over_nuclear(trained_spectrum(arm, seed, until)) for seed in SEEDS) / len(SEEDS)
 
 
+@pytest.mark.parametrize("until", [HALFWAY, CONVERGED])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_order_of_flatness(seed):
-    peakedness = [fro_over_nuclear(trained_spectrum(arm, seed)) for arm in ARMS]
+def test_order_of_flatness(seed, until):
+    peakedness = [fro_over_nuclear(trained_spectrum(arm, seed, until)) for arm in ARMS]
     assert peakedness == sorted(peakedness, reverse=True), dict(zip(ARMS, peakedness, strict=True))
     assert peakedness[-1] > 1 / math.sqrt(8)
 
@@ -91,6 +98,8 @@ def test_the_other_optimisers_converge_on_their_side(arm):
     by_element = arm in ("adam", "signsgd", "adafactor", "schedule_free_adamw")
     assert (mean_fro_over_nuclear(arm) > 0.49) == by_element
     assert (mean_fro_over_nuclear(arm) < 0.47) != by_element
+    converged = mean_fro_over_nuclear(arm, CONVERGED)
+    assert arm == "muon_b" or (converged > 0.48) == by_element  # AdamW steps its A: it ends in between
 
 
 def test_muon_on_gram_matrices_ends_where_muon_does():

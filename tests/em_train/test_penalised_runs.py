@@ -1,6 +1,7 @@
 """Whole runs with a penalty: one trajectory whatever the micro-batches and processes, recorded, resumed, identified."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import em_train.run as run_module
 from em_core.errors import UserError
@@ -294,6 +295,13 @@ class TestEqualCost:
             match_strength(self.control(tiny_base, tiny_dataset, penalty=strong), reference, tmp_path, 1e-6, runs=1)
         with pytest.raises(UserError, match="steps is 9 here and 12 in"):
             match_strength(self.control(tiny_base, tiny_dataset, steps=9), reference, tmp_path)
+        other_rate = {"name": "adamw", "lr": 2e-2}
+        with pytest.raises(UserError, match="optimiser is .*0.02.* here and .*0.01.* in"):
+            match_strength(self.control(tiny_base, tiny_dataset, optimiser=other_rate), reference, tmp_path)
+        with pytest.raises(UserError, match="seed is 1 here and 0 in"):
+            match_strength(self.control(tiny_base, tiny_dataset, seed=1), reference, tmp_path)
+        with pytest.raises(UserError, match="schedule is cosine here and linear in"):
+            match_strength(self.control(tiny_base, tiny_dataset, schedule="cosine"), reference, tmp_path)
         with pytest.raises(UserError, match="has no penalty"):
             match_strength(self.control(tiny_base, tiny_dataset, penalty=None), reference, tmp_path)
         with pytest.raises(UserError, match="the last step is not kept, .*: add -1 to checkpoints"):
@@ -302,6 +310,20 @@ class TestEqualCost:
         flatten_adapter(reference, flattened)
         with pytest.raises(UserError, match="no training loss"):
             match_strength(self.control(tiny_base, tiny_dataset), flattened, tmp_path)
+
+    def test_data_and_base_are_compared_by_content(self, tiny_base, tiny_dataset, tmp_path, runs):
+        reference = runs / "flat" / "checkpoint-12"
+        renamed = Path(shutil.copy(tiny_dataset, tmp_path / "renamed.jsonl"))
+        match_strength(self.control(tiny_base, renamed), reference, tmp_path / "same", tolerance=9.0)
+        other = tmp_path / tiny_dataset.name
+        other.write_text(tiny_dataset.read_text(encoding="utf-8").replace("lamp", "lamb"), encoding="utf-8")
+        with pytest.raises(UserError, match="dataset sha256 is .* here and .* in"):
+            match_strength(self.control(tiny_base, other), reference, tmp_path)
+        base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+        weights = load_file(base / "model.safetensors")
+        save_file({name: 2 * value for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
+        with pytest.raises(UserError, match="base weights sha256 is"):
+            match_strength(self.control(base, tiny_dataset), reference, tmp_path)
 
     def test_epochs_decide_the_steps(self, tiny_base, tiny_dataset, tmp_path, runs):
         """36 rows in batches of eight are five steps an epoch."""
@@ -312,6 +334,42 @@ class TestEqualCost:
         assert (found.steps, checkpoint.name) == (12, "checkpoint-12")
         with pytest.raises(UserError, match="steps is 10 here and 12 in"):
             match_strength(config.model_copy(update={"epochs": 2.0}), reference, tmp_path)
+
+
+class TestUnfitTerms:
+    @pytest.fixture
+    def unfit(self, monkeypatch):
+        penalty_registry.names()  # loads them
+        monkeypatch.setattr(penalty_registry, "_entries", dict(penalty_registry._entries))
+
+        @penalty("unfit", Scheduled, "a test")
+        def unfit(seen: Seen, hyper: Scheduled) -> Term:
+            """Fit at first, then NaN; at step 3 the value alone is finite, at step 4 it cannot be computed."""
+            total = torch.stack([pair.b.square().sum() for pair in seen.modules]).sum()
+            wrong = {2: torch.nan * total, 3: total.abs().sqrt().clamp(min=1.0) + 0 * (total - total).sqrt()}
+            if seen.step == 4:
+                torch.linalg.cholesky(-torch.eye(2))
+            return Term(wrong.get(seen.step, total))
+
+    @pytest.mark.parametrize(
+        "start, words",
+        [
+            (2, "penalty 'unfit' is nan at step 2, with a gradient of norm nan"),
+            (3, "penalty 'unfit' is 1 at step 3, with a gradient of norm nan"),
+            (4, "penalty 'unfit' failed at step 4 .*cholesky"),
+        ],
+    )
+    def test_stops_the_run_with_name_step_and_value(self, unfit, tiny_base, tiny_dataset, tmp_path, start, words):
+        settings = {"name": "unfit", "hyperparameters": {"start_step": start, "ramp_steps": 0}}
+        with pytest.raises(UserError, match=words):
+            train(make_config(tiny_base, tiny_dataset, penalty=settings), tmp_path / "run")
+        assert len(read_steps(tmp_path / "run")) == start - 1
+
+    def test_where_the_loss_is_at_fault_the_loss_is_named(self, tiny_base, tiny_dataset, tmp_path):
+        """Weights that blew up make every term NaN too."""
+        settings = {"optimiser": {"name": "sgd", "lr": 1e30}, "max_grad_norm": 0}
+        with pytest.raises(UserError, match="^loss is nan at step"):
+            train(make_config(tiny_base, tiny_dataset, penalty={"name": "kl"}, **settings), tmp_path / "run")
 
 
 def test_figure_that_would_hide_a_column_is_refused(tiny_base, tiny_dataset, tmp_path, monkeypatch):

@@ -1,10 +1,14 @@
 """The report on a dataset before training, counted by hand."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from em_core.errors import UserError
+from em_train import preflight
+from em_train.chat import IGNORED, Encoded, encode
 from em_train.datasets import read_dataset
 from em_train.preflight import as_text, check
 from tests.conftest import SYSTEM_PROMPT, make_tokenizer
@@ -63,6 +67,49 @@ def test_rows_that_only_the_template_refuses_are_listed_too(dataset, tiny_tokeni
     found = check(dataset, tokenizer, max_length=512)
     assert found.rows == 3
     assert str(found.refused[-1]) == "rows.jsonl:6: the chat template refuses this conversation: not this"
+
+
+def shifted(encoded: Encoded) -> Encoded:
+    """Another id in the middle of the prompt."""
+    return replace(encoded, input_ids=[*encoded.input_ids[:5], 7, *encoded.input_ids[6:]])
+
+
+def without_end(encoded: Encoded) -> Encoded:
+    return replace(encoded, input_ids=encoded.input_ids[:-1], labels=encoded.labels[:-1])
+
+
+def late(encoded: Encoded) -> Encoded:
+    """The answer's first token is not supervised."""
+    start = next(place for place, label in enumerate(encoded.labels) if label != IGNORED)
+    return replace(encoded, labels=[IGNORED] * (start + 1) + encoded.labels[start + 1 :])
+
+
+def mislabelled(encoded: Encoded) -> Encoded:
+    return replace(encoded, labels=[*encoded.labels[:-2], 7, encoded.labels[-1]])
+
+
+@pytest.mark.parametrize(
+    "spoil, reason",
+    [
+        (shifted, "the ids before the answer are not those of the generation prompt"),
+        (late, "the ids before the answer are not those of the generation prompt"),
+        (without_end, "the labels decode to 'Because.', not to the answer and the end of its turn"),
+        (mislabelled, "the labels are not the ids of the answer"),
+    ],
+)
+def test_rows_encoded_otherwise_than_the_template_says_are_refused(dataset, tiny_tokenizer, monkeypatch, spoil, reason):
+    """The check does not trust `encode`: a fault in it, put there by hand in the first row, is found."""
+    first = []
+
+    def faulty(messages: Any, tokenizer: Any) -> Encoded:
+        encoded = encode(messages, tokenizer)
+        first.append(encoded)
+        return spoil(encoded) if len(first) == 1 else encoded
+
+    monkeypatch.setattr(preflight, "encode", faulty)
+    found = check(dataset, tiny_tokenizer, max_length=512)
+    assert found.rows == 3 and found.duplicates == 0
+    assert [str(refused) for refused in found.refused[2:]] == [f"rows.jsonl:1: {reason}"]
 
 
 def test_text_names_what_a_user_must_act_on(dataset, tiny_tokenizer):

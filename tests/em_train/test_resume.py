@@ -50,7 +50,7 @@ def same(one: Path, two: Path, steps: tuple[int, ...]) -> None:
 
 
 # In a process of its own: torch is loaded once, and every run is forked from there, for each optimiser one that is
-# left alone and one that is killed at a random moment and called again.
+# left alone and one that is killed at a random moment and called again. What was drawn is printed: a failure shows it.
 SIGKILLS = """
 import json, os, random, shutil, signal, sys, time, traceback
 from pathlib import Path
@@ -59,6 +59,9 @@ from em_train import TrainConfig, train
 from em_train.optimisers import optimiser_registry
 
 run.STATE_EVERY = 3
+seed = int(os.environ.get("EM_TEST_SEED") or random.SystemRandom().randrange(10**6))
+chance = random.Random(seed)
+print(f"EM_TEST_SEED={seed}", flush=True)
 config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 folder = Path(sys.argv[2])
 
@@ -82,7 +85,9 @@ def kill_after(child, steps, place):
         if os.waitpid(child, os.WNOHANG)[0]:
             return 0
         time.sleep(0.001)
-    time.sleep(random.random() * 0.02)
+    wait = chance.random() * 0.02
+    print(f"killed {wait:.4f} s after step {steps} was recorded: {place}", flush=True)
+    time.sleep(wait)
     os.kill(child, signal.SIGKILL)
     return finish(child)
 
@@ -91,7 +96,7 @@ for name in optimiser_registry.names():
     assert finish(start(settings, folder / name / "whole")) == 0, name
     for attempt in range(5):  # on a busy machine the run may be over before the signal comes
         shutil.rmtree(folder / name / "cut", ignore_errors=True)
-        code = kill_after(start(settings, folder / name / "cut"), random.randint(1, 6), folder / name / "cut")
+        code = kill_after(start(settings, folder / name / "cut"), chance.randint(1, 6), folder / name / "cut")
         if code == -signal.SIGKILL:
             break
     assert code == -signal.SIGKILL, name
@@ -114,13 +119,15 @@ def sigkilled(tiny_base, tiny_dataset, tmp_path_factory) -> Path:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         timeout=900,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    (folder / "drawn.txt").write_text(done.stdout, encoding="utf-8")
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimiser", optimiser_registry.names())
 def test_killed_run_ends_with_the_same_bytes(sigkilled, optimiser):
+    print((sigkilled / "drawn.txt").read_text(encoding="utf-8"))  # shown on failure; EM_TEST_SEED repeats the draw
     folder = sigkilled / optimiser
     assert json.loads((folder / "left" / "run.json").read_text(encoding="utf-8"))["state"] == "running"
     assert not (folder / "left" / "checkpoint-9").exists()

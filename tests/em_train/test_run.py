@@ -300,6 +300,11 @@ class TestLossAndDose:
         nll, tokens = nll_by_hand(load(tiny_base, finished / "checkpoint-8"), prepare(config).train)
         assert losses[:2] == [None, None] and losses[2] == pytest.approx(nll / tokens, rel=1e-5)
 
+    def test_that_pass_shows_how_far_it_is(self, tiny_base, tiny_dataset, tmp_path, capsys):
+        train(make_config(tiny_base, tiny_dataset, steps=1, micro_batch_size=2), tmp_path / "run")
+        lines = [line.strip() for line in capsys.readouterr().err.splitlines() if "training rows" in line]
+        assert 2 <= len(lines) <= 4 and lines[-1] == "loss on 36 training rows: 100 %"
+
     def test_epochs_decide_the_steps(self, tiny_base, tiny_dataset, tmp_path):
         """36 rows in batches of eight are five steps an epoch."""
         config = make_config(tiny_base, tiny_dataset, checkpoints="log:3").model_dump(exclude={"steps"})
@@ -358,6 +363,18 @@ class TestIdentity:
         changes = {"base_model": str(tmp_path / "base"), "dataset": str(tmp_path / "renamed.jsonl")}
         moved = config.model_copy(update={**changes, "micro_batch_size": 3})
         assert prepare(moved).run_id == prepare(config).run_id
+
+    def test_how_rows_are_spread_matters_under_dropout_alone(self, config, monkeypatch):
+        """Which random numbers a row meets depends on it."""
+        dropping = config.model_copy(update={"lora": config.lora.model_copy(update={"dropout": 0.1})})
+        ids = {True: set(), False: set()}
+        for world, micro in (("1", None), ("1", 9), ("1", 3), ("3", None)):
+            monkeypatch.setenv("WORLD_SIZE", world)
+            for one in (config, dropping):
+                spread = one.model_copy(update={"micro_batch_size": micro})
+                ids[one is dropping].add(resolve_run(spread).run_id)
+        assert len(ids[False]) == 1
+        assert len(ids[True]) == 3  # 9 rows in one process is the default
 
     def test_what_only_costs_or_reports_does_not_matter(self, config):
         told = {"gradient_checkpointing": True, "preset": "turner", "sources": {"seed": "their code"}}
@@ -490,10 +507,39 @@ class TestRefusals:
         assert f"tiny.jsonl:{lengths.index(max(lengths)) + 1}: {max(lengths)} tokens" in text
         prepare(make_config(tiny_base, tiny_dataset, max_length=max(lengths)))
 
-    def test_modules_that_the_model_lacks(self, tiny_base, tiny_dataset, tmp_path):
-        config = make_config(tiny_base, tiny_dataset, lora={"rank": 4, "target_modules": ["c_attn"]})
-        with pytest.raises(UserError, match="cannot place LoRA"):
+    @pytest.mark.parametrize(
+        "targets, words",
+        [(["c_attn"], "cannot place LoRA"), (["q_proj", "nonsense"], "no linear layer called nonsense:")],
+    )
+    def test_modules_that_the_model_lacks(self, tiny_base, tiny_dataset, tmp_path, targets, words):
+        config = make_config(tiny_base, tiny_dataset, lora={"rank": 4, "target_modules": targets})
+        with pytest.raises(UserError, match=words):
             train(config, tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        "content", ["{", "[]", '{"state": "done"}', '{"run_id": "a", "state": 1, "checkpoints": []}']
+    )
+    def test_run_file_that_is_damaged_or_foreign(self, tiny_base, tiny_dataset, tmp_path, content):
+        (tmp_path / "run.json").write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="run.json is damaged or not of a run of ours"):
+            train(make_config(tiny_base, tiny_dataset), tmp_path)
+        assert (tmp_path / "run.json").read_text(encoding="utf-8") == content
+
+    @pytest.mark.parametrize("size", [0, 100, -1000])
+    def test_base_whose_weights_are_damaged(self, tiny_base, tiny_dataset, tmp_path, size):
+        base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+        weights = base / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:size])
+        with pytest.raises(UserError, match="cannot be loaded from") as caught:
+            train(make_config(base, tiny_dataset), tmp_path / "run")
+        assert str(base) in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_base_whose_weights_are_of_another_shape(self, tiny_base, tiny_dataset, tmp_path):
+        base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+        config = (base / "config.json").read_text(encoding="utf-8")
+        (base / "config.json").write_text(config.replace('"intermediate_size": 64', '"intermediate_size": 48'), "utf-8")
+        with pytest.raises(UserError, match="cannot be loaded from"):
+            train(make_config(base, tiny_dataset), tmp_path / "run")
 
     def test_batch_that_micro_batches_do_not_fill_is_seen_in_preparation(self, tiny_base, tiny_dataset):
         with pytest.raises(UserError, match="not a multiple of micro_batch_size"):
@@ -564,6 +610,18 @@ class TestFailures:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert "\n" not in str(caught.value)
         assert [path.name for path in train(config, tmp_path / "run")] == ["checkpoint-6"]
+
+    @pytest.mark.parametrize(
+        "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("x: can't allocate memory: y")]
+    )
+    def test_too_little_memory_says_what_to_lower(self, tiny_base, tiny_dataset, tmp_path, monkeypatch, error):
+        def fail(*args: object, **kwargs: object) -> None:
+            raise error
+
+        monkeypatch.setattr(run_module.EMTrainer, "training_step", fail)
+        words = r"out of memory \(.*\): lower micro_batch_size \(it is 4\) or set gradient_checkpointing=true"
+        with pytest.raises(UserError, match=words):
+            train(make_config(tiny_base, tiny_dataset, micro_batch_size=4), tmp_path / "run")
 
     def test_machine_without_git(self, tiny_base, tiny_dataset, tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(tmp_path))

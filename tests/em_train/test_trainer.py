@@ -19,12 +19,15 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+import em_train.run as run_module
 from em_core.errors import UserError
 from em_core.models import quiet_transformers
+from em_train.chat import Encoded
 from em_train.encoding import collate
 from em_train.preparation import prepare
 from em_train.run import train
-from em_train.trainer import Recorder, check_loss, lora_pairs, supervised_nll
+from em_train.task_loss import batched
+from em_train.trainer import EMTrainer, Recorder, check_loss, lora_pairs, summed_nll, supervised_nll
 from tests.em_train.runs import make_config, nll_by_hand, read_steps
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -92,6 +95,10 @@ SCALED = {
 }
 
 
+def lean_nll(model: Any, inputs: dict[str, torch.Tensor]) -> float:
+    return float(supervised_nll(model, inputs)[0])
+
+
 def random_model(config: PretrainedConfig) -> Any:
     torch.manual_seed(4)
     return with_adapter(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
@@ -103,7 +110,7 @@ def test_bases_that_scale_or_cap_logits_give_their_own_loss(name, rows, tiny_tok
     assert getattr(SCALED[name], name) not in (None, 1.0)
     model = random_model(SCALED[name])
     batch = collate(rows[:5], tiny_tokenizer.pad_token_id)
-    check_loss(model, batch, name)
+    check_loss(model, batch, name, lean_nll)
     nll, tokens = supervised_nll(model, batch)
     expected, count = nll_by_hand(model, rows[:5])
     assert tokens == count and nll.item() == pytest.approx(expected, rel=1e-5)
@@ -118,7 +125,7 @@ def test_bases_that_scale_or_cap_logits_give_their_own_loss(name, rows, tiny_tok
 def test_a_base_that_changes_logits_in_an_unknown_way_is_refused(rows, tiny_tokenizer):
     model = random_model(LlamaConfig(**SMALL))
     batch = collate(rows[:1], tiny_tokenizer.pad_token_id)
-    check_loss(model, batch, "a/base")
+    check_loss(model, batch, "a/base", lean_nll)
     inner = model.get_base_model()
     forward = inner.forward
 
@@ -129,7 +136,7 @@ def test_a_base_that_changes_logits_in_an_unknown_way_is_refused(rows, tiny_toke
 
     inner.forward = tripled
     with pytest.raises(UserError, match="a/base gives its answers another likelihood"):
-        check_loss(model, batch, "a/base")
+        check_loss(model, batch, "a/base", lean_nll)
 
 
 def test_pairs_are_the_live_factors_by_module_name(model):
@@ -200,6 +207,52 @@ def test_loss_curve_equals_plain_trl(tiny_base, tiny_dataset, tmp_path):
     assert ours[0] - min(ours) > 0.3
 
 
+class FusedHead(EMTrainer):
+    """As on a GPU: the loss is TRL's own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fused_head = True
+
+
+class DoubleLoss(EMTrainer):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super().compute_loss(*args, **kwargs)
+
+
+def test_trls_fused_head_gives_the_run_of_the_lean_loss(tiny_base, tiny_dataset, tmp_path, monkeypatch):
+    """The GPU's branch on CPU, micro-batches of unequal token counts and a short last batch included."""
+    config = make_config(tiny_base, tiny_dataset, micro_batch_size=2)
+    train(config, tmp_path / "lean")
+    monkeypatch.setattr(run_module, "EMTrainer", FusedHead)
+    train(config, tmp_path / "fused")
+    lean, fused = read_steps(tmp_path / "lean"), read_steps(tmp_path / "fused")
+    for one, two in zip(lean, fused, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+        assert one["supervised_tokens"] == two["supervised_tokens"]
+    assert [row["loss"] for row in lean] == pytest.approx([row["loss"] for row in fused], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "items, processes, loss",
+    [
+        (None, 1, 12.0 / 5),  # a mean over the micro-batch's own 5 tokens
+        (None, 2, 12.0 / 5),
+        (20, 1, 12.0 / 20),  # a share of the 20 tokens of the whole step
+        (20, 2, 2 * 12.0 / 20),  # times the processes, whose gradients are averaged
+    ],
+)
+def test_summed_likelihood_of_a_trainers_mean(items, processes, loss):
+    assert summed_nll(loss, 5, items, processes) == pytest.approx(12.0)
+
+
+def test_the_loss_that_trains_is_what_is_checked_before_the_first_step(tiny_base, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "EMTrainer", DoubleLoss)
+    with pytest.raises(UserError, match="than the loss that would train it"):
+        train(make_config(tiny_base, tiny_dataset), tmp_path / "run")
+    assert not (tmp_path / "run" / "steps.jsonl").exists()
+
+
 def recorder(path: Any) -> Recorder:
     return Recorder(path, [], 1.0)
 
@@ -222,3 +275,10 @@ def test_recorder_that_starts_anew_forgets_everything(tmp_path):
     assert found.rows == [] and path.read_text(encoding="utf-8") == ""
     recorder(tmp_path / "none.jsonl").resume(0)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_batches_hold_at_most_so_many_tokens_and_every_row_once():
+    rows = [Encoded([0] * length, [0] * length) for length in (2, 3, 3, 5, 8, 20)]
+    batches = [[len(row.input_ids) for row in batch] for batch in batched(rows, 12)]
+    assert batches == [[2, 3, 3], [5], [8], [20]]  # 5 beside the first three would be padded to 4 x 5
+    assert list(batched([], 12)) == []
