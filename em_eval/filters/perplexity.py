@@ -53,12 +53,13 @@ def _scoring(base: str) -> Batcher[tuple[str, str], float]:
     kept: list[Any] = []
 
     def process(pairs: Sequence[tuple[str, str]]) -> list[float | Exception]:
-        from em_eval.providers.likelihood import answer_likelihoods
+        from em_eval.providers.likelihood import each_likelihood
         from em_eval.providers.weights import load_apart
 
         if not kept:
             kept.append(load_apart(base, "auto"))
         asked = [([{"role": "user", "content": question}], answer) for question, answer in pairs]
-        return [-found.mean for found in answer_likelihoods(kept[0], asked)]
+        found = each_likelihood(kept[0], asked)
+        return [one if isinstance(one, Exception) else -one.mean for one in found]
 
     return Batcher(at_once(process), AT_ONCE)

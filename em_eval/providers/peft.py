@@ -32,6 +32,7 @@ from em_eval.batching import Batcher, Deliver
 from em_eval.errors import as_prerequisite
 from em_eval.model_names import split_hash
 from em_eval.providers.decoding import Completion, complete, overflow
+from em_eval.providers.memory import is_out_of_memory
 from em_eval.providers.sampling import Sampling
 from em_eval.providers.weights import Loaded, content_hash, load
 
@@ -159,7 +160,7 @@ class PeftAPI(ModelAPI):
             try:
                 complete(loaded, prompts, seeds, how, rows, partial(_settle, keys, left, deliver))
             except RuntimeError as error:  # torch's own out-of-memory error is one
-                if not _out_of_memory(error) or rows == 1:
+                if not is_out_of_memory(error) or rows == 1:
                     raise
                 self.batch_size = rows // 2
                 logger.warning("%s: out of memory with %d rows, going on with %d", self, rows, self.batch_size)
@@ -172,11 +173,6 @@ def _settle(
 ) -> None:
     deliver(keys[place], done)
     del left[keys[place]]
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether it is torch's, of a GPU, or the CPU allocator's, which has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _logprobs(completion: Completion) -> Logprobs | None:

@@ -61,6 +61,8 @@ def test_checkpoints_of_one_base_share_a_server(
     ours = found[target_of(checkpoints[0], "vllm").label]
     assert {sample.metadata["checkpoint"]["run_id"] for sample in ours.samples} == {"run-4"}
     assert ours.eval.metadata["manifest"]["run_id"] == "run-4"
+    em(*checkpoints, str(tiny_base), *call)  # all is done
+    assert len(vllm.starts()) == 1 and len(logs(tmp_path / "logs" / "eval")) == 3
 
 
 @pytest.mark.slow
@@ -75,13 +77,30 @@ def test_a_server_that_dies_costs_one_checkpoint(
     monkeypatch.setenv("EM_TEST_VLLM_FAULT", "dies after 30")  # in the second checkpoint's twenty-five
     with pytest.raises(UserError) as caught:
         em(*checkpoints, *call)
-    log = Path("logs/eval") / f"vllm-{tiny_base.name}.log"
+    (log,) = Path("logs/eval").glob(f"vllm-{tiny_base.name}-*.log")
     said = f"{checkpoints[1]}: the vLLM server of {tiny_base} ended with exit code 9 (see {log})"
     assert said in str(caught.value) and "1 of 2 did not finish" in str(caught.value) and "\n" not in str(caught.value)
-    assert log.is_file() and not vllm.running()
+    assert not vllm.running()
     em(*checkpoints, *call)  # goes on: what was answered is not asked again
     assert len(vllm.requests()) < 60
     assert {log.status for log in logs(tmp_path / "logs" / "eval")} == {"success"}
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_start_is_one_line(
+    checkpoints: list[str],  # noqa: F811
+    tiny_base: Path,
+    call: tuple[str, ...],
+    vllm: Vllm,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EM_TEST_VLLM_FAULT", "dies")
+    with pytest.raises(UserError) as caught:
+        em(*checkpoints, *call)
+    (log,) = Path("logs/eval").glob(f"vllm-{tiny_base.name}-*.log")
+    reason = f"no vLLM server for {tiny_base}: Server process exited unexpectedly with code 3 (see {log})"
+    assert f"{checkpoints[0]}: {reason}; {checkpoints[1]}: {reason}" in str(caught.value)
+    assert "\n" not in str(caught.value) and len(vllm.starts()) == 1
 
 
 @pytest.mark.slow
