@@ -106,7 +106,7 @@ class VllmServers:
     log_dir: Path
     given: Mapping[str, Any] = field(default_factory=dict)
     _running: _Running | None = None
-    _broken: dict[tuple[Path, Path | None], UserError] = field(default_factory=dict)
+    _broken: dict[tuple[Path, Path | None], str] = field(default_factory=dict)
     _meeting: threading.Lock = field(default_factory=threading.Lock)  # held while a server starts
 
     def __post_init__(self) -> None:
@@ -196,7 +196,7 @@ class VllmServers:
                 return
             for broken in ((base, None), (base, adapter)):
                 if broken in self._broken:  # it would fail a second time too, after as long a wait
-                    raise self._broken[broken]
+                    raise UserError(self._broken[broken])  # a new one: raised again, its traceback would only grow
             if not self._external:
                 self._start(base)
             try:
@@ -204,10 +204,10 @@ class VllmServers:
             except Exception as error:
                 api._resolved_epoch = -1  # the provider would take the adapter for loaded
                 reason = " ".join(str(error).partition("\nCommon causes")[0].split())
-                refused = UserError(f"the server of {base} does not take {adapter or base}: {reason}{self._see(base)}")
+                refused = f"the server of {base} does not take {adapter or base}: {reason}{self._see(base)}"
                 if not self._external:
                     self._broken[base, adapter] = refused
-                raise refused from error
+                raise UserError(refused) from error
             # Having met its server, the provider calls itself by its base's name, in logs as in retries.
             api.model_name = vllm_name(base, adapter).partition("/")[2]
 
@@ -225,8 +225,8 @@ class VllmServers:
         except Exception as error:
             _end(output)
             reason = str(error.__cause__ or error).partition(". ")[0].splitlines()[0]
-            self._broken[base, None] = UserError(f"no vLLM server for {base}: {reason} (see {log})")
-            raise self._broken[base, None] from error
+            self._broken[base, None] = f"no vLLM server for {base}: {reason} (see {log})"
+            raise UserError(self._broken[base, None]) from error
         self._running = _Running(base, starter.api, output)
 
 
