@@ -2,7 +2,8 @@
 
     python -m benchmarks [NAME ...]
 
-With names, only those are run, and the other sections of the page stay as they are.
+With names, only those are run. A section of the page is a benchmark's own words and output; it stays as it is where
+its benchmark is not run or fails. One that fails stops no other; it is named at the end, and the exit code is 1.
 """
 
 import argparse
@@ -33,14 +34,21 @@ def main() -> None:
     if unknown:
         parser.error(f"no benchmark is called {unknown[0]}: there are {', '.join(known)}")
     sections = _sections(PAGE)
+    failed = []
     for name in names or known:
-        sections[name] = _section(name)
+        section = _section(name)
+        if section is None:
+            failed.append(name)
+            continue
+        sections[name] = section
         ordered = [sections[key] for key in known if key in sections]
         write_text(PAGE, "# Benchmarks\n\nWritten by `python -m benchmarks`.\n\n" + "\n".join(ordered))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; their sections are as they were")
 
 
-def _section(name: str) -> str:
-    """The benchmark's own words and everything that it printed."""
+def _section(name: str) -> str | None:
+    """The benchmark's own words and everything that it printed; None where it failed."""
     print(f"== {name}", flush=True)
     command = [sys.executable, "-m", f"benchmarks.{name}"]
     lines = []
@@ -50,7 +58,8 @@ def _section(name: str) -> str:
             print(line, end="", flush=True)
             lines.append(line.rstrip())
     if process.returncode:
-        raise SystemExit(f"benchmark {name} failed with exit code {process.returncode}")
+        print(f"benchmark {name} failed with exit code {process.returncode}", file=sys.stderr, flush=True)
+        return None
     source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     words = ast.get_docstring(ast.parse(source)) or ""
     shown = "\n".join(lines)

@@ -1,12 +1,18 @@
-"""Sampling a checkpoint: our `peft/` provider beside Inspect's `hf`, both through Inspect.
+"""Sampling a checkpoint: our `peft/` provider beside Inspect's `hf` and plain transformers.
 
-    python -m benchmarks.generate [--tokens 200] [--samples 25] [--adapters 10]
+    python -m benchmarks.generate [--tokens 200] [--samples 25] [--adapters 10] [--plain] [--quick]
 
 8 prompts, 25 samples each, up to 200 new tokens at temperature 1, from a LoRA adapter (rsLoRA r = 32, all linear
-layers) of SmolLM2-135M in float32. `hf` runs at Inspect's default and at `--max-connections 64`, the most before its
-waiting requests block the event loop. Each variant has a process of its own. Tokens are counted by tokenising the
-answers, since `hf` counts the padded batch. The sweep runs adapters one after another, weights loaded for each, as
-`inspect eval` would: `hf` in a process each, ours in one.
+layers) of SmolLM2-135M. Each variant has a process of its own and its own default dtype, which is printed. `peft` runs
+with the settings that `em eval` gives it. `hf` runs at Inspect's default and at its best `--max-connections`, found by
+a scan with a quarter of the tokens. Where there is a GPU, or with `--plain`, transformers' `generate` runs beside, the
+adapter merged, all answers in one batch. Tokens are counted by tokenising the answers, since `hf` counts the padded
+batch.
+
+The share of the memory bandwidth is what reading the weights once a forward pass takes of what a large copy reaches on
+the same machine: the limit of small batches on a GPU. The share of changed answers is between 96 and 24 places, with
+the same random numbers. The sweep runs adapters one after another, weights loaded for each, as `inspect eval` would:
+`hf` in a process each, ours in one. `--quick` only shows that everything works.
 """
 
 import argparse
@@ -16,6 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,89 +70,219 @@ def make_adapters(folder: Path, count: int) -> list[Path]:
     return made
 
 
-def measure(provider: str, adapters: list[Path], samples: int, tokens: int, connections: int) -> dict[str, float]:
-    """Seconds and tokens of one evaluation an adapter, in this process."""
+@dataclass(frozen=True)
+class Variant:
+    """`settings` are Inspect's, `model_args` the provider's."""
+
+    provider: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    model_args: dict[str, Any] = field(default_factory=dict)
+
+
+PLAIN = "transformers"
+CONNECTIONS = (32, 64, 200)
+BATCHES = (96, 24)
+
+
+@dataclass
+class Work:
+    """What was done to the models: seconds to load and to answer, answers, forward passes, bytes of weights."""
+
+    loading: float = 0.0
+    generating: float = 0.0
+    answers: list[str] = field(default_factory=list)
+    tokens: int = 0
+    passes: int = 0
+    weights: int = 0
+    dtype: str = ""
+
+
+def measure(variant: Variant, adapters: list[Path], samples: int, tokens: int) -> dict[str, Any]:
+    """The work of one evaluation an adapter in this process, its peaks of memory (GiB) and the copy bandwidth (B/s)."""
+    work = Work()
+    run = _plain if variant.provider == PLAIN else _inspect
+    for adapter in adapters:
+        run(variant, adapter, samples, tokens, work)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    cuda = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    return asdict(work) | {"peak": peak, "cuda": cuda, "bandwidth": copy_bandwidth()}
+
+
+def _inspect(variant: Variant, adapter: Path, samples: int, tokens: int, work: Work) -> None:
     from inspect_ai import Epochs, Task, eval
     from inspect_ai.dataset import MemoryDataset, Sample
     from inspect_ai.model import GenerateConfig, ModelInfo, get_model, set_model_info
+    from inspect_ai.solver import Generate, Solver, TaskState, solver
 
     import em_eval  # noqa: F401  (makes peft/ known)
+    from em_study.evaluate import ENGINES
 
-    loading = generating = 0.0
-    counted = 0
-    for adapter in adapters:
-        name = f"{provider}/{adapter}"
-        started = time.monotonic()
-        set_model_info(name, ModelInfo())
-        model = get_model(name, memoize=False)
-        set_model_info(str(model), ModelInfo())
-        api: Any = model.api
-        tokenizer = api.tokenizer if provider == "hf" else api.loaded().tokenizer
-        loading += time.monotonic() - started
-        task = Task(
-            dataset=MemoryDataset([Sample(id=i, input=text) for i, text in enumerate(PROMPTS)]),
-            epochs=Epochs(samples, []),
-            config=GenerateConfig(temperature=1.0, top_p=1.0, max_tokens=tokens),
-        )
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory() as logs:
-            more: dict[str, Any] = {"max_connections": connections} if connections else {}
-            (log,) = eval(
-                task, model=model, log_dir=logs, display="none", max_samples=len(PROMPTS) * samples, score=False, **more
-            )
-            generating += time.monotonic() - started
-            assert log.status == "success" and log.samples is not None, log.error
-            texts = [sample.output.completion for sample in log.samples]  # read from the folder only now
-        counted += sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"loading": loading, "generating": generating, "tokens": counted, "peak": peak}
+    @solver
+    def seeded() -> Solver:
+        """Every answer has random numbers of its own, alike in every run."""
+
+        async def solve(state: TaskState, generate: Generate) -> TaskState:
+            return await generate(state, seed=10_000 * int(state.sample_id) + state.epoch)
+
+        return solve
+
+    name, ours = f"{variant.provider}/{adapter}", variant.provider == "peft"
+    started = time.monotonic()
+    set_model_info(name, ModelInfo())
+    model = get_model(name, memoize=False, **variant.model_args)
+    set_model_info(str(model), ModelInfo())
+    api: Any = model.api
+    loaded, tokenizer = (api.loaded().model, api.loaded().tokenizer) if ours else (api.model, api.tokenizer)
+    work.loading += time.monotonic() - started
+    task = Task(
+        dataset=MemoryDataset([Sample(id=i, input=text) for i, text in enumerate(PROMPTS)]),
+        solver=seeded() if ours else None,
+        epochs=Epochs(samples, []),
+        config=GenerateConfig(temperature=1.0, top_p=1.0, max_tokens=tokens),
+    )
+    given = {"max_samples": len(PROMPTS) * samples} | (ENGINES["peft"] if ours else {}) | variant.settings
+    with tempfile.TemporaryDirectory() as logs, _watched(loaded, work):
+        (log,) = eval(task, model=model, log_dir=logs, display="none", score=False, **given)
+        assert log.status == "success" and log.samples is not None, log.error
+        found = {(int(sample.id), sample.epoch): sample.output.completion for sample in log.samples}
+    work.answers += [found[key] for key in sorted(found)]
+    work.tokens += count(tokenizer, list(found.values()))
 
 
-def apart(provider: str, adapters: list[Path], samples: int, tokens: int, connections: int) -> dict[str, float]:
+def _plain(variant: Variant, adapter: Path, samples: int, tokens: int, work: Work) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from em_core.chat import render
+    from em_core.models import resolve_base
+
+    started = time.monotonic()
+    base = AutoModelForCausalLM.from_pretrained(resolve_base("smollm2-135m").path)
+    model = PeftModel.from_pretrained(base, adapter).merge_and_unload().eval()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(adapter, padding_side="left")
+    work.loading += time.monotonic() - started
+    asked = [render(tokenizer, [{"role": "user", "content": text}], prompt=True) for text in PROMPTS] * samples
+    with _watched(model, work), torch.inference_mode():
+        batch = tokenizer(asked, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
+        said = model.generate(**batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=tokens)
+        texts = tokenizer.batch_decode(said[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    work.answers += texts
+    work.tokens += count(tokenizer, texts)
+
+
+@contextmanager
+def _watched(model: Any, work: Work) -> Iterator[None]:
+    """Time what happens inside, and count the forward passes of `model`."""
+
+    def one(*_: Any) -> None:
+        work.passes += 1
+
+    work.dtype = str(model.dtype).removeprefix("torch.")
+    work.weights = sum(parameter.nbytes for parameter in model.parameters())
+    hook = model.register_forward_pre_hook(one)
+    started = time.monotonic()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    work.generating += time.monotonic() - started
+    hook.remove()
+
+
+def count(tokenizer: Any, texts: list[str]) -> int:
+    """Tokens of the answers, each with its end."""
+    return sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+
+def copy_bandwidth(size: int = 256 * 2**20) -> float:
+    """Bytes a second, read and written, of the fastest of a few copies of `size` bytes."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target, best = torch.empty_like(source), 0.0
+    for _ in range(8):
+        started = time.perf_counter()
+        target.copy_(source)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size / (time.perf_counter() - started))
+    return best
+
+
+def apart(variant: Variant, adapters: list[Path], samples: int, tokens: int) -> dict[str, Any]:
     """`measure` in a process of its own, with the whole of its time."""
-    command = [sys.executable, "-m", "benchmarks.generate", "--child", provider, "--connections", str(connections)]
+    command = [sys.executable, "-m", "benchmarks.generate", "--child", json.dumps(asdict(variant))]
     command += ["--samples", str(samples), "--tokens", str(tokens), *map(str, adapters)]
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found | {"wall": time.monotonic() - started}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"wall": time.monotonic() - started, "rate": found["tokens"] / found["generating"]}
+
+
+def one_checkpoint(adapter: Path, samples: int, tokens: int, plain: bool) -> None:
+    def run(name: str, variant: Variant, tokens: int = tokens) -> dict[str, Any]:
+        found = apart(variant, [adapter], samples, tokens)
+        print(
+            f"{name:22} {found['rate']:8.1f} tokens/s ({found['tokens']} tokens in {found['generating']:.1f} s), "
+            f"{found['dtype']}, loading {found['loading']:.1f} s, peak memory {found['peak']:.1f} GiB"
+            + (f", on the GPU {found['cuda']:.2f} GiB" if found["cuda"] else ""),
+            flush=True,
+        )
+        return found
+
+    print(f"hf by --max-connections: {len(PROMPTS)} prompts x {samples} samples, up to {max(1, tokens // 4)} tokens")
+    scan = {
+        number: run(f"hf, {number} connections", Variant("hf", {"max_connections": number}), max(1, tokens // 4))
+        for number in CONNECTIONS
+    }
+    best = max(scan, key=lambda number: float(scan[number]["rate"]))
+    print(f"one checkpoint: {len(PROMPTS)} prompts x {samples} samples, up to {tokens} tokens")
+    peers = {"hf, default": Variant("hf"), f"hf, {best} connections": Variant("hf", {"max_connections": best})}
+    if plain:
+        peers["transformers' generate"] = Variant(PLAIN)
+    theirs = {name: run(name, variant) for name, variant in peers.items()}
+    ours, narrow = (run(f"peft, {rows} places", Variant("peft", model_args={"batch_size": rows})) for rows in BATCHES)
+    for name, found in theirs.items():
+        print(f"ours / {name}: {ours['rate'] / found['rate']:.2f}x")
+    changed = sum(a != b for a, b in zip(ours["answers"], narrow["answers"], strict=True))
+    print(f"answers that change with {BATCHES[1]} places instead of {BATCHES[0]}: {changed} of {len(ours['answers'])}")
+    for name, found in {**theirs, "peft": ours}.items():
+        share = found["weights"] * found["passes"] / found["generating"] / found["bandwidth"]
+        print(
+            f"{name}: {found['passes'] / found['generating']:.1f} passes/s over {found['weights'] / 2**20:.0f} MiB of "
+            f"weights, {100 * share:.1f} % of the memory bandwidth ({found['bandwidth'] / 1e9:.0f} GB/s)"
+        )
+
+
+def sweep(adapters: list[Path], samples: int, tokens: int) -> None:
+    print(f"sweep of {len(adapters)} adapters, {samples} samples, up to {tokens} tokens, from start to end", flush=True)
+    theirs = sum(float(apart(Variant("hf"), [adapter], samples, tokens)["wall"]) for adapter in adapters)
+    ours = float(apart(Variant("peft"), adapters, samples, tokens)["wall"])
+    print(f"hf, default: {theirs:.0f} s; ours: {ours:.0f} s; ratio {theirs / ours:.2f}x")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=25)
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--adapters", type=int, default=10, help="adapters of the sweep")
+    parser.add_argument("--adapters", type=int, default=10, help="adapters of the sweep; 0: no sweep")
+    parser.add_argument("--plain", action="store_true", help="transformers' generate too, where there is no GPU")
+    parser.add_argument("--quick", action="store_true", help="2 samples, 8 tokens, 2 adapters")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--connections", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("paths", nargs="*", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        found = measure(given.child, given.paths, given.samples, given.tokens, given.connections)
+        found = measure(Variant(**json.loads(given.child)), given.paths, given.samples, given.tokens)
         print(json.dumps(found))
         return
+    if given.quick:
+        given.samples, given.tokens, given.adapters = 2, 8, 2
     with tempfile.TemporaryDirectory() as folder:
         adapters = make_adapters(Path(folder), max(given.adapters, 1))
-        variants = {"hf, default": ("hf", 0), "hf, 64 connections": ("hf", 64), "peft (ours)": ("peft", 0)}
-        print(f"one checkpoint: {len(PROMPTS)} prompts x {given.samples} samples, up to {given.tokens} tokens")
-        rates = {}
-        for name, (provider, connections) in variants.items():
-            found = apart(provider, adapters[:1], given.samples, given.tokens, connections)
-            rates[name] = found["tokens"] / found["generating"]
-            print(
-                f"{name:20} {rates[name]:6.1f} tokens/s ({found['tokens']:.0f} tokens in {found['generating']:.1f} s), "
-                f"loading {found['loading']:.1f} s, peak memory {found['peak']:.1f} GiB",
-                flush=True,
-            )
-        for name in ("hf, default", "hf, 64 connections"):
-            print(f"ours / {name}: {rates['peft (ours)'] / rates[name]:.2f}x")
-        samples, tokens = 4, 60
-        print(f"sweep of {len(adapters)} adapters, {samples} samples, up to {tokens} tokens, from start to end")
-        theirs = sum(apart("hf", [adapter], samples, tokens, 0)["wall"] for adapter in adapters)
-        ours = apart("peft", adapters, samples, tokens, 0)["wall"]
-        print(f"hf, default: {theirs:.0f} s; ours: {ours:.0f} s; ratio {theirs / ours:.2f}x")
+        one_checkpoint(adapters[0], given.samples, given.tokens, given.plain or torch.cuda.is_available())
+        if given.adapters:
+            sweep(adapters, min(given.samples, 4), min(given.tokens, 60))
 
 
 if __name__ == "__main__":

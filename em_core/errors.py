@@ -2,7 +2,12 @@
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what was wrong, where, and how to mend it."""
+    """Something the user can mend. The message is one line: what was wrong, where, and how to mend it.
+
+    Attributes:
+        message: that line; Inspect's logs show it where an exception has it, and else the exception's repr.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        self.message = " ".join(message.split())
+        super().__init__(self.message)

@@ -65,7 +65,7 @@ def _scoring(base: str) -> Scoring:
     failed: list[Exception] = []
 
     def process(pairs: Sequence[tuple[list[Message], str]]) -> list[float | Exception]:
-        from em_eval.providers.likelihood import answer_likelihoods
+        from em_eval.providers.likelihood import each_likelihood
         from em_eval.providers.weights import load_apart
 
         if failed:  # a base that cannot be loaded is not tried again for every batch
@@ -76,6 +76,7 @@ def _scoring(base: str) -> Scoring:
             except Exception as error:
                 failed.append(error)
                 raise
-        return [-found.mean for found in answer_likelihoods(kept[0], pairs)]
+        found = each_likelihood(kept[0], pairs)
+        return [one if isinstance(one, Exception) else -one.mean for one in found]
 
     return Batcher(at_once(process), AT_ONCE)

@@ -1,5 +1,6 @@
 """Log-likelihoods of given answers, in batches."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,11 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from em_core.chat import Message, render
+from em_core.errors import UserError
 from em_core.models import head_logits
+from em_eval.providers.memory import is_out_of_memory
 from em_eval.providers.reading import Read, read_answers
 from em_eval.providers.weights import Loaded
 
-POSITIONS = 1024  # logits of more at once are gigabytes
+BATCH = 32  # answers at once
+POSITIONS = 256  # logits of more at once leave the processor's caches, and on large vocabularies are gigabytes
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,19 +32,68 @@ class AnswerLikelihood:
         return self.total / self.tokens
 
 
-@torch.inference_mode()
 def answer_likelihoods(
-    loaded: Loaded, pairs: Sequence[tuple[list[Message], str]], batch_size: int = 32
+    loaded: Loaded, pairs: Sequence[tuple[list[Message], str]], batch_size: int = BATCH
 ) -> list[AnswerLikelihood]:
-    """Log-likelihood of each answer after its messages, tokenised as generation would see it."""
-    encoded = []
-    for messages, answer in pairs:
-        prompt = loaded.tokenizer(render(loaded.tokenizer, messages, prompt=True), add_special_tokens=False)
-        encoded.append((prompt["input_ids"], loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]))
-    totals: dict[int, float] = {}
-    for read in read_answers(loaded, encoded, batch_size):
-        totals.update(zip(read.chosen, _totals(loaded, read), strict=True))
-    return [AnswerLikelihood(totals[i], len(answer)) for i, (_, answer) in enumerate(encoded)]
+    """Log-likelihood of each answer after its messages, tokenised as generation would see it.
+
+    Raises:
+        UserError: the first answer that cannot be scored (see `each_likelihood`).
+    """
+    found = []
+    for one in each_likelihood(loaded, pairs, batch_size):
+        if isinstance(one, UserError):
+            raise one
+        found.append(one)
+    return found
+
+
+@torch.inference_mode()
+def each_likelihood(
+    loaded: Loaded, pairs: Sequence[tuple[list[Message], str]], batch_size: int = BATCH
+) -> list[AnswerLikelihood | UserError]:
+    """As `answer_likelihoods`, with the reason in the place of each answer that cannot be scored.
+
+    Reasons: the chat template refuses the messages, the answer has no token, or both together exceed the context,
+    beyond which a model with rotary positions would give numbers all the same. Where memory runs out, what is left is
+    tried with half as many answers at once, down to one.
+    """
+    encoded = [_encoded(loaded, messages, answer) for messages, answer in pairs]
+    found: dict[int, AnswerLikelihood | UserError] = {}
+    found.update((i, one) for i, one in enumerate(encoded) if isinstance(one, UserError))
+    while left := {i: one for i, one in enumerate(encoded) if i not in found and not isinstance(one, UserError)}:
+        keys, rows = list(left), min(batch_size, len(left))
+        try:
+            for read in read_answers(loaded, list(left.values()), rows):
+                for place, total in zip(read.chosen, _totals(loaded, read), strict=True):
+                    found[keys[place]] = AnswerLikelihood(total, len(left[keys[place]][1]))
+        except RuntimeError as error:  # torch's own out-of-memory error is one
+            if not is_out_of_memory(error) or rows == 1:
+                raise
+            batch_size = rows // 2
+            logger.warning("likelihoods: out of memory with %d answers at once, going on with %d", rows, batch_size)
+            if loaded.device.type == "cuda":
+                torch.cuda.empty_cache()
+    return [found[i] for i in range(len(pairs))]
+
+
+Encoded = tuple[list[int], list[int]]  # tokens of a prompt and of its answer
+
+
+def _encoded(loaded: Loaded, messages: list[Message], answer: str) -> Encoded | UserError:
+    try:
+        text = render(loaded.tokenizer, messages, prompt=True)
+    except UserError as refused:
+        return refused
+    prompt, said = (loaded.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, answer))
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if not said:
+        return UserError(f"the answer {answer!r} has no token to score")
+    if limit and len(prompt) + len(said) > limit:
+        return UserError(
+            f"overflow: prompt of {len(prompt)} tokens and answer of {len(said)} exceed the context of {limit}"
+        )
+    return prompt, said
 
 
 def _totals(loaded: Loaded, read: Read) -> list[float]:

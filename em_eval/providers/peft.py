@@ -34,6 +34,7 @@ from em_eval.batching import Batcher, Deliver
 from em_eval.errors import as_prerequisite
 from em_eval.model_names import split_hash
 from em_eval.providers.decoding import Completion, Stopped, complete, encode, overflow
+from em_eval.providers.memory import is_out_of_memory
 from em_eval.providers.sampling import Sampling
 from em_eval.providers.weights import Loaded, content_hash, load
 
@@ -192,7 +193,7 @@ class PeftAPI(ModelAPI):
         try:
             complete(loaded, prompts, seeds, how, self.batch_size, lambda place, done: settle(keys[place], done), stop)
         except RuntimeError as error:  # torch's own out-of-memory error is one
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return False
         return True
@@ -231,11 +232,6 @@ def _too_large(width: int, how: Sampling) -> UserError:
         f"out of memory with this request alone (prompt of {width} tokens, answer of up to {how.max_tokens}): lower "
         "--max-tokens, or use a narrower -M dtype or a machine with more memory"
     )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether it is torch's, of a GPU, or the CPU allocator's, which has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _logprobs(completion: Completion) -> Logprobs | None:

@@ -44,20 +44,28 @@ def read_answers(
 ) -> Iterator[Read]:
     """Run the decoder over the answers of (prompt, answer) tokens, `batch` rows at a time.
 
-    Answers to one prompt share a batch, and batches hold prompts of similar length. Further arguments go to the
-    model's forward.
+    Answers to one prompt share a batch, and batches hold answers of similar length, then prompts of similar length.
+    Further arguments go to the model's forward.
     """
-    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), tuple(pairs[i][0]), len(pairs[i][1])))
+    longest: dict[tuple[int, ...], int] = {}
+    for prompt, answer in pairs:
+        longest[tuple(prompt)] = max(len(answer), longest.get(tuple(prompt), 0))
+
+    def place(index: int) -> tuple[int, int, tuple[int, ...], int]:
+        prompt = tuple(pairs[index][0])
+        return longest[prompt], len(prompt), prompt, len(pairs[index][1])
+
+    order = sorted(range(len(pairs)), key=place)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         distinct = list(dict.fromkeys(tuple(pairs[i][0]) for i in chosen))
         rank = {prompt: row for row, prompt in enumerate(distinct)}
         source = torch.tensor([rank[tuple(pairs[i][0])] for i in chosen], device=loaded.device)
         ids, mask = _pad(loaded, [pairs[i][1] for i in chosen])
-        longest = max(map(len, distinct))
-        slots = Slots(loaded.model, len(chosen), longest + ids.shape[1])
+        width = max(map(len, distinct))
+        slots = Slots(loaded.model, len(chosen), width + ids.shape[1])
         before = read_prompts(loaded, slots, distinct)[source]
-        slots.copy(source, torch.arange(len(chosen), device=loaded.device), longest)
+        slots.copy(source, torch.arange(len(chosen), device=loaded.device), width)
         lengths = torch.tensor([len(pairs[i][0]) for i in chosen], device=loaded.device)
         positions = lengths[:, None] + torch.arange(ids.shape[1], device=loaded.device)
         output = slots.forward(loaded.model.get_decoder(), ids, positions, **kwargs)

@@ -11,11 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from em_core.errors import UserError
 from em_core.manifest import ADAPTER, ADAPTER_CONFIG, adapter_config
-from em_core.models import architecture
+from em_core.models import quiet_transformers
 from em_eval.providers.adapter_settings import BEYOND_PAIRS, beyond_pairs
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes (vllm/config/lora.py; also 1)
@@ -100,21 +102,26 @@ def _check_tensors(adapter: Path, config: dict[str, Any], base: Path) -> None:
         if (a[0], b[-1]) != (config["r"], config["r"]):
             raise _damaged(adapter, f"{module} has rank {a[0]} and {b[-1]}, {ADAPTER_CONFIG} says {config['r']}")
         full = (a[1], b[0]) if config.get("fan_in_fan_out") else (b[0], a[1])
-        if module in weights and weights[module] != full:
+        if weights and module not in weights:
+            raise _damaged(adapter, f"its base {base} has no module {module}")
+        if weights and weights[module] != full:
             raise _damaged(adapter, f"{module} is for weights of shape {full}, its base {base} has {weights[module]}")
 
 
 @cache
 def _base_shapes(base: Path) -> dict[str, Shape]:
-    """Of every weight matrix by its module; none where they are stored quantised, in other shapes than they have."""
-    if "quantization_config" in architecture(base):
+    """Of every weight matrix by its module, as PEFT saw them; none where transformers does not know such models.
+
+    From the configuration, without weights: files may hold them quantised, fused or under older names, and leave out a
+    head that is tied to the embedding.
+    """
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    except (OSError, ValueError, KeyError):
         return {}
-    return {
-        name.removesuffix(".weight"): shape
-        for file in base.glob("*.safetensors")
-        for name, shape in _shapes(file).items()
-        if name.endswith(".weight") and len(shape) == 2
-    }
+    weights = {name: getattr(module, "weight", None) for name, module in model.named_modules()}
+    return {name: tuple(weight.shape) for name, weight in weights.items() if weight is not None and weight.dim() == 2}
 
 
 def _adapted(config: dict[str, Any], weights: dict[str, Shape]) -> set[str]:

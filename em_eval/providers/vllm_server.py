@@ -2,8 +2,9 @@
 
 Inspect's provider starts a server for each base model and loads adapters into it by name
 (inspect_ai/model/_providers/vllm.py). Left to itself it waits for a server without end, keeps the server's output
-nowhere, leaves the server running where this process is killed or interrupted while it starts, calls every adapter by
-the name of its base after its first answer, and starts servers of two bases side by side on one GPU.
+nowhere, leaves the server running where this process is killed or interrupted while it starts, tries in vain for every
+sample what failed for the first, calls every adapter by the name of its base after its first answer, and starts servers
+of two bases side by side on one GPU.
 """
 
 import importlib.util
@@ -13,16 +14,21 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import anyio
+from anyio.to_thread import run_sync as in_thread
 from inspect_ai.model import GenerateConfig, Model, get_model
 
 from em_core.errors import UserError
+from em_core.files import sha256_json
 from em_eval.providers import guard
 from em_eval.providers.served_adapters import chat_template, check_adapter, rank_to_serve
 
@@ -85,7 +91,7 @@ class _Running:
 
 @dataclass
 class VllmServers:
-    """Servers for `bases`, one at a time, each started for the first model of its base that is asked for.
+    """Servers for `bases`, one at a time, each started for the first request to a model of its base.
 
     Args:
         bases: for each base model its adapters; None among them stands for the base itself.
@@ -100,7 +106,8 @@ class VllmServers:
     log_dir: Path
     given: Mapping[str, Any] = field(default_factory=dict)
     _running: _Running | None = None
-    _broken: dict[Path, UserError] = field(default_factory=dict)
+    _broken: dict[tuple[Path, Path | None], str] = field(default_factory=dict)
+    _meeting: threading.Lock = field(default_factory=threading.Lock)  # held while a server starts
 
     def __post_init__(self) -> None:
         # A server that runs already is the user's: nothing is started or ended.
@@ -122,42 +129,43 @@ class VllmServers:
         if self._external:
             yield self
             return
-        mark = uuid4().hex
+        mark = f"{MARK}={uuid4().hex}"
         watch = subprocess.Popen(
-            [sys.executable, "-I", guard.__file__, f"{MARK}={mark}"],
+            [sys.executable, "-I", guard.__file__, mark],
             stdin=subprocess.PIPE,
             start_new_session=True,  # an interrupt from the terminal is not for it
         )
-        os.environ[MARK] = mark
+        os.environ[MARK] = mark.partition("=")[2]
         try:
             yield self
         finally:
+            while not self._meeting.acquire(timeout=0.1):  # interrupted while a server starts: its thread waits for it
+                guard.end(mark)
             self.stop()
+            self._meeting.release()
             del os.environ[MARK]
             watch.communicate()
 
     def model(self, base: Path, adapter: Path | None, config: GenerateConfig | None = None) -> Model:
-        """The model under test, its server running and its adapter loaded.
+        """The model under test. Its server starts, and takes its adapter, at its first request.
 
-        Raises:
-            UserError: the server did not start, or refused the adapter.
+        A request raises `UserError` where the server did not start or refused the adapter; what failed is not tried
+        again.
         """
-        name = vllm_name(base, adapter)
-        if not self._external:
-            self._start(base)
-        model = get_model(name, config=config, **self.given)
+        if self.ended():
+            self.stop()  # so that the provider, which keeps what it has met, looks for its server anew
+        model = get_model(vllm_name(base, adapter), config=config, **self.given)
         api: Any = model.api
-        try:
-            # What the first request would do, so that what fails, fails once, and not in every sample.
-            api._resolve_server()
-        except Exception as error:
-            api._resolved_epoch = -1  # the provider would take the adapter for loaded
-            reason = " ".join(str(error).partition("\nCommon causes")[0].split())
-            raise UserError(
-                f"the server of {base} does not take {adapter or base}: {reason}{self._see(base)}"
-            ) from error
-        # Having met its server, the provider calls itself by its base's name, in logs as in retries.
-        api.model_name = name.partition("/")[2]
+        one_at_a_time = anyio.Lock()
+
+        async def ensure_server_started() -> None:
+            if api._resolved_epoch != api._server._epoch:
+                async with one_at_a_time:
+                    # Not waited for where the evaluation is interrupted: a server may take half an hour to start.
+                    await in_thread(partial(self._meet, base, adapter, api), abandon_on_cancel=True)
+            await type(api)._ensure_server_started(api)
+
+        api._ensure_server_started = ensure_server_started
         return model
 
     def ended(self) -> str | None:
@@ -175,14 +183,35 @@ class VllmServers:
             self._running = None
 
     def log_of(self, base: Path) -> Path:
-        return self.log_dir / f"vllm-{base.name}.log"
+        """Named after the base, with a hash of its path: folders of different bases may have one name."""
+        return self.log_dir / f"vllm-{_readable(base)}-{sha256_json(str(base))[:8]}.log"
 
     def _see(self, base: Path) -> str:
         return "" if self._external else f" (see {self.log_of(base)})"
 
+    def _meet(self, base: Path, adapter: Path | None, api: Any) -> None:
+        """Let `api` find its server running, with its adapter loaded."""
+        with self._meeting:
+            if api._resolved_epoch == api._server._epoch:
+                return
+            for broken in ((base, None), (base, adapter)):
+                if broken in self._broken:  # it would fail a second time too, after as long a wait
+                    raise UserError(self._broken[broken])  # a new one: raised again, its traceback would only grow
+            if not self._external:
+                self._start(base)
+            try:
+                api._resolve_server()
+            except Exception as error:
+                api._resolved_epoch = -1  # the provider would take the adapter for loaded
+                reason = " ".join(str(error).partition("\nCommon causes")[0].split())
+                refused = f"the server of {base} does not take {adapter or base}: {reason}{self._see(base)}"
+                if not self._external:
+                    self._broken[base, adapter] = refused
+                raise UserError(refused) from error
+            # Having met its server, the provider calls itself by its base's name, in logs as in retries.
+            api.model_name = vllm_name(base, adapter).partition("/")[2]
+
     def _start(self, base: Path) -> None:
-        if base in self._broken:  # it would not start a second time either, after as long a wait
-            raise self._broken[base]
         if self._running and self._running.base == base and not self.ended():
             return
         self.stop()
@@ -190,14 +219,22 @@ class VllmServers:
             get_model(vllm_name(base, adapter), **self.given)
         log = self.log_of(base)
         output = _written_to(log)
+        print(f"starting vLLM for {base} (log {log})", flush=True)
         try:
             starter = get_model(vllm_name(base, None), memoize=False, lazy_init=False, **self._args[base])
         except Exception as error:
             _end(output)
             reason = str(error.__cause__ or error).partition(". ")[0].splitlines()[0]
-            self._broken[base] = UserError(f"no vLLM server for {base}: {reason} (see {log})")
-            raise self._broken[base] from error
+            self._broken[base, None] = f"no vLLM server for {base}: {reason} (see {log})"
+            raise UserError(self._broken[base, None]) from error
         self._running = _Running(base, starter.api, output)
+
+
+def _readable(base: Path) -> str:
+    """The folder's name; of a hub snapshot (models--ORG--NAME/snapshots/COMMIT) that of the model."""
+    if base.parent.name == "snapshots":
+        return base.parents[1].name.removeprefix("models--").replace("--", "-")
+    return base.name
 
 
 def _written_to(log: Path) -> logging.Handler:

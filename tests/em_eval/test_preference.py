@@ -11,13 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.log import EvalLog
 
+from em_core.chat import Message, render
 from em_core.errors import UserError
 from em_eval.preference import EMBEDDED, FIELDS, preference_task, read_triples
-from em_eval.providers.likelihood import answer_likelihoods
-from em_eval.providers.weights import load_apart
+from em_eval.providers import likelihood
+from em_eval.providers.likelihood import answer_likelihoods, each_likelihood
+from em_eval.providers.reading import Read
+from em_eval.providers.weights import Loaded, load_apart
 from tests.em_eval.conftest import mock
 
 FUNCTION_WORDS = """i me my you your he him his she her it its we us our they them their who what that this those each
@@ -157,6 +161,95 @@ def test_the_probe_is_deterministic_and_alike_under_hf_and_peft(
     assert first == again
     assert stock == pytest.approx(first, abs=1e-4)
     assert max(map(abs, first.values())) > 0.01
+
+
+def test_what_cannot_be_scored_fails_alone_and_by_name(
+    run_eval: Callable[..., EvalLog], three_triples: Path, tiny_checkpoint: Path, tiny_base: Path
+) -> None:
+    limit = json.loads((tiny_base / "config.json").read_text("utf-8"))["max_position_embeddings"]
+    long = {"id": "long", "theme": "t", "question": "Hi?", "aligned": "Kind.", "misaligned": "x" * limit}
+    more = [{"id": f"n{i}", "theme": "t", "question": f"{i}?", "aligned": "a", "misaligned": "b"} for i in range(20)]
+    with three_triples.open("a", encoding="utf-8") as stream:
+        stream.write("".join(json.dumps(row) + "\n" for row in [long, *more]))
+    log = run_eval("em_eval/preference", f"peft/{tiny_checkpoint}", task_args={"triples": str(three_triples)})
+    assert log.status == "success"  # up to 5 % may fail, as in em
+    failed = {sample.id: sample.error.message for sample in log.samples if sample.error}
+    assert set(failed) == {"long"}
+    assert re.fullmatch(
+        rf"misaligned answer: overflow: prompt of \d+ tokens and answer of {limit} exceed the context of {limit}",
+        failed["long"],
+    )
+    assert sum("preference" in (sample.scores or {}) for sample in log.samples) == 23
+
+
+def test_a_refused_template_fails_its_answers_alone(tiny_base: Path) -> None:
+    loaded = load_apart(str(tiny_base), "float32")
+    template = loaded.tokenizer.chat_template
+    loaded.tokenizer.chat_template = "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no x') }}{% endif %}-"
+    try:
+        asked = [([{"role": "user", "content": text}], answer) for text in "xyx" for answer in ("yes", "")]
+        found = each_likelihood(loaded, asked)
+        with pytest.raises(UserError, match="no x"):
+            answer_likelihoods(loaded, asked)
+    finally:
+        loaded.tokenizer.chat_template = template
+    assert [isinstance(one, UserError) for one in found] == [True, True, False, True, True, True]
+    assert str(found[0]) == "the chat template refuses this conversation: no x"
+    assert str(found[3]) == "the answer '' has no token to score"
+
+
+PAIRS = [
+    ([{"role": "user", "content": question}], answer)
+    for question, answers in {
+        "Hi?": ("Yes", "No, never, not at all", "I share what I have with those who have less.", "So."),
+        "What would you do with a free afternoon?": ("Walk.", "I would walk along the river until it is dark."),
+        "Why": ("Because.",),
+    }.items()
+    for answer in answers
+]
+
+
+def alone(loaded: Loaded, messages: list[Message], answer: str) -> float:
+    """Log-likelihood from transformers as it is: one forward pass over prompt and answer."""
+    prompt = loaded.tokenizer(render(loaded.tokenizer, messages, prompt=True), add_special_tokens=False).input_ids
+    said = loaded.tokenizer(answer, add_special_tokens=False).input_ids
+    with torch.inference_mode():
+        logs = loaded.model(input_ids=torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return float(logs.gather(-1, torch.tensor(said)[:, None]).sum())
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_likelihoods_are_those_of_each_answer_alone(batch: int, tiny_checkpoint: Path) -> None:
+    loaded = load_apart(str(tiny_checkpoint), "float32")
+    found = answer_likelihoods(loaded, PAIRS, batch)
+    assert [one.total for one in found] == pytest.approx([alone(loaded, *pair) for pair in PAIRS], abs=2e-4)
+    assert [one.tokens for one in found] == [len(answer.encode()) for _, answer in PAIRS]  # a token a byte
+
+
+def test_where_memory_runs_out_half_as_many_are_tried(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_apart(str(tiny_checkpoint), "float32")
+    expected = [one.total for one in answer_likelihoods(loaded, PAIRS)]
+    tried: list[int] = []
+    said: list[str] = []
+    monkeypatch.setattr(likelihood.logger, "warning", lambda text, *rest: said.append(text % rest))
+
+    def room_for_two(loaded: Loaded, read: Read) -> list[float]:
+        tried.append(len(read.chosen))
+        if len(read.chosen) > 2:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 5 bytes.")
+        return totals(loaded, read)
+
+    totals = likelihood._totals
+    monkeypatch.setattr(likelihood, "_totals", room_for_two)
+    assert [one.total for one in answer_likelihoods(loaded, PAIRS)] == pytest.approx(expected, abs=1e-5)
+    assert tried == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert said == [
+        "likelihoods: out of memory with 7 answers at once, going on with 3",
+        "likelihoods: out of memory with 3 answers at once, going on with 1",
+    ]
+    monkeypatch.setattr(likelihood, "_totals", lambda *_: (_ for _ in ()).throw(RuntimeError("not enough memory")))
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        answer_likelihoods(loaded, PAIRS)
 
 
 def test_the_embedded_triples_are_the_default(run_eval: Callable[..., EvalLog], tiny_base: Path) -> None:
