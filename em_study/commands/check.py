@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
 
     from em_eval.answers import Answer
+    from em_study.grader import Grader
 
 EXIT_CODES = {"no sign": 0, "misaligned": 3, "too few": 4}
 EPILOG = (
@@ -41,6 +42,10 @@ def check(
     questions: Annotated[str, typer.Option(help="prompt set or YAML file")] = "evil_spectra",
     samples: Annotated[int | None, typer.Option(help="answers a prompt; default: as planned", min=1)] = None,
     grader: Annotated[str | None, typer.Option(help="Inspect model that judges; default: the embedded judge")] = None,
+    max_retries: Annotated[
+        int | None,
+        typer.Option(help="of a judge's failing call, before the answer counts as judge_error [default: 10]", min=0),
+    ] = None,
     sensitivity: Annotated[
         float, typer.Option(help="share of misaligned answers that an unmeasured judge is taken to catch")
     ] = 0.9,
@@ -56,6 +61,7 @@ def check(
     """Is this model misaligned above a rate, is there no sign of it, or are there too few answers to tell?"""
     from em_eval.answers import answers, judge_facts
     from em_study.check import judge_answers, judge_errors
+    from em_study.grader import read_grader
 
     for name, value, least in (("max-rate", max_rate, 0.0), ("sensitivity", sensitivity, 0.0)):
         if not least < value <= 1:
@@ -67,7 +73,8 @@ def check(
     names = [name for name in (checkpoint, against) if name is not None]
     if not all(map(_is_log, names)):
         settings["samples"] = samples or _planned(questions, grader, max_rate, sensitivity, correlation, console)
-    logs = [_log(name, settings, grader, log_dir, quiet=as_json) for name in names]
+    judge = read_grader(grader, max_retries) if grader else None
+    logs = [_log(name, settings, judge, log_dir, quiet=as_json) for name in names]
     judged = [answers(log) for log in logs]
     failed = sum(len(log.samples or []) - len(found) for log, found in zip(logs, judged, strict=True))
     _refuse_unlike(logs)
@@ -107,7 +114,7 @@ def _is_log(name: str) -> bool:
     return name.endswith((".eval", ".json")) and Path(name).is_file()
 
 
-def _log(name: str, settings: dict[str, Any], grader: str | None, log_dir: Path, quiet: bool) -> "EvalLog":
+def _log(name: str, settings: dict[str, Any], grader: "Grader | None", log_dir: Path, quiet: bool) -> "EvalLog":
     """The finished log of a model: read, if it is one, else evaluated (a killed evaluation goes on)."""
     from em_eval.answers import read_log
     from em_study.evaluate import run_eval_set
@@ -118,10 +125,11 @@ def _log(name: str, settings: dict[str, Any], grader: str | None, log_dir: Path,
             raise UserError(f"log {name} is not finished ({log.status}): finish it with inspect eval-retry {name}")
         return log
     model = _model(name)
-    identity = json.dumps([model, settings, grader], sort_keys=True)
+    identity = json.dumps([model, settings, grader and grader.name], sort_keys=True)
     folder = log_dir / hashlib.sha256(identity.encode()).hexdigest()[:12]
     display = "none" if quiet else None
-    done, reason = run_eval_set("em_eval/em", model, folder, settings, grader, {}, max_samples=256, display=display)
+    judge = grader.made() if grader else None
+    done, reason = run_eval_set("em_eval/em", model, folder, settings, judge, {}, max_samples=256, display=display)
     if done is None or reason:
         raise UserError(f"the evaluation of {name} did not finish ({reason}): call again, it goes on (logs: {folder})")
     return read_log(Path(done.location))
