@@ -25,15 +25,20 @@ class Grader:
     base_url: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
-    def made(self, memoize: bool = True, **config: Any) -> Model:
+    def made(self, apart: bool = False, **config: Any) -> Model:
         """The model, with further settings of Inspect's `GenerateConfig`.
+
+        Args:
+            apart: share it with nobody, so that it can be closed. Else one whose weights Inspect holds in this process
+                is made once.
 
         Raises:
             UserError: no such provider, no key for it, or arguments that it does not take.
         """
         merged = self.config.merge(GenerateConfig(**config))
         try:
-            return get_model(self.name, config=merged, base_url=self.base_url, memoize=memoize, **self.args)
+            shared = not apart and self.name.startswith("hf/")
+            return get_model(self.name, config=merged, base_url=self.base_url, memoize=shared, **self.args)
         except Exception as error:  # whatever a provider raises
             said = str(getattr(error, "message", None) or error).strip() or type(error).__name__
             plain = re.sub(r"\[/?[a-z ]+\]|^ERROR: ", "", said)

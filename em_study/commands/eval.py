@@ -138,7 +138,7 @@ def _check_judge(grader: "Grader", reader: str) -> None:
             return await choose(made, reader)
 
     most = min(BEFORE_WORK, grader.config.max_retries or 0)
-    made = grader.made(memoize=False, max_retries=most)
+    made = grader.made(apart=True, max_retries=most)
     try:
         chosen = anyio.run(ask)
     except UserError:
