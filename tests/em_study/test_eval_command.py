@@ -201,6 +201,7 @@ def test_hf_keeps_one_checkpoints_weights(
     """Counted where each is evaluated: what went before is gone by then."""
     from transformers import LlamaForCausalLM
 
+    from em_eval.providers.weights import release
     from em_study import evaluate as evaluation
 
     alive: list[int] = []
@@ -213,11 +214,10 @@ def test_hf_keeps_one_checkpoints_weights(
         return found
 
     monkeypatch.setattr(evaluation, "run_eval_set", counting)
-    gc.collect()
+    release()
     before = sum(isinstance(thing, LlamaForCausalLM) for thing in gc.get_objects())
     given = ("--task", "em_eval/preference", "--engine", "hf", "--limit", "2")
     em(*checkpoints, *given)
-    gc.collect()
     assert [count - before for count in alive] == [1, 1]
     assert {log.status for log in logs(tmp_path / "logs" / "eval")} == {"success"}
 
