@@ -262,31 +262,28 @@ def test_time_limit_requeues_are_the_users_to_set(cluster: Callable[..., None]) 
         Slurm("s", {"slurm_max_num_timeout": "many"})
 
 
-@pytest.mark.slow
 def test_what_a_ray_task_raised_is_not_called_a_lost_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Ray's own errors, without a cluster."""
     import ray
 
     from em_study.executors.ray import Ray
 
     monkeypatch.chdir(tmp_path)
-    ray.init(num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    raised = ray.exceptions.RayTaskError("perform", "Traceback", ModuleNotFoundError("No module named 'em_study'"))
+    errors = {"task": raised.as_instanceof_cause(), "node": ray.exceptions.NodeDiedError("gone")}
+
+    def get(reference: str) -> None:
+        raise errors[reference]
+
+    monkeypatch.setattr(ray, "get", get)
     executor = Ray({})
-    try:
-        assert executor._task._default_options["num_gpus"] == 1
-        fails = ray.remote(_fails).options(num_cpus=0)
-        executor._jobs[fails.remote()] = JOB
-        while not (over := executor.ended()):
-            pass
-        ((_, (line,)),) = over
-        assert line.startswith(
-            "training of a failed: its process raised ModuleNotFoundError: No module named 'em_study'"
-        )
-    finally:
-        executor.close()
-
-
-def _fails() -> None:
-    raise ModuleNotFoundError("No module named 'em_study'")
+    executor._jobs |= {"task": JOB, "node": JOB}
+    (line,) = executor._outcome("task")[1]
+    assert "training of a failed: its process raised ModuleNotFoundError: No module named 'em_study'" in line
+    (line,) = executor._outcome("node")[1]
+    assert "its process was lost (NodeDiedError, after 5 retries)" in line
 
 
 def test_slurm_without_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
