@@ -98,7 +98,7 @@ def test_a_mistake_is_found_before_training_with_its_line(
     plain: dict[str, Any], tmp_path: Path, changed: dict[str, Any], line: str, words: str
 ) -> None:
     file = tmp_path / "tiny.yaml"
-    given = plain | {"evaluations": [{"task": "em", "questions": "one.yaml"}]} | changed
+    given = plain | {"evaluations": [{"task": "em", "questions": "one.yaml", "grader": "mockllm/model"}]} | changed
     text = yaml.safe_dump(given, sort_keys=False)
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
