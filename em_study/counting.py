@@ -40,6 +40,7 @@ _counts: list[_Count] = []
 def counted(folder: Path) -> Iterator[None]:
     """While this lasts, the answers of Inspect's evaluation are counted in `folder`."""
     _register()
+    (folder / COUNT_FILE).unlink(missing_ok=True)  # of a process that was killed
     _counts.append(_Count(folder, time.time()))
     try:
         yield

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from em_core.errors import UserError
 from em_study.execute import Job, console, is_evaluated, is_trained
 from em_study.executors import Executor
-from em_study.logs import Logs, log_folder
+from em_study.logs import Logs
 from em_study.plan import RUNS, FrozenCell, Plan, freeze, make_plan, thaw
-from em_study.progress import answers_done, hours, steps_done
+from em_study.progress import answers_under_way, hours, steps_done
 from em_study.study import Study
 
 
@@ -180,8 +180,5 @@ def _state(job: Job) -> tuple[int, int | None, float | None]:
     if job.kind == "train":
         done, left = steps_done(cell.folder, cell.config.steps)
         return done, cell.config.steps, left
-    for label, _ in cell.targets():
-        done, total, left = answers_done(log_folder(cell.study, label))
-        if total:
-            return done, total, left
-    return 0, None, None
+    done, total, left = answers_under_way(cell)
+    return done, total or None, left

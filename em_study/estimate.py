@@ -6,7 +6,6 @@ Hours come from what was measured on this machine, or are unknown; nothing is gu
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST, Manifest, read_manifest
+from em_study.logs import Logs
 from em_study.plan import RUN_FILE, RUNS
 from em_study.progress import hours
 from em_study.study import Cell, Evaluation, Study, cells
@@ -30,13 +30,15 @@ class Estimate:
     Attributes:
         done: cells whose run is here already, by their frozen files.
         tokens: of training rows as seen, prompts included, from their characters where the tokenizer is not at hand.
+        checkpoints: as their file says; of runs whose length is not known, those that a run of any length keeps.
         seconds_training, seconds_evaluation: of what is not done, on this machine, in one process.
+        left_out: optional cells whose data is not at hand, with the reason; no part of the totals.
     """
 
     study: Study
     cells: int
     done: int
-    steps: int
+    steps: int | None
     tokens: int | None
     checkpoints: int
     answers: int | None
@@ -44,50 +46,60 @@ class Estimate:
     seconds_training: float | None
     seconds_evaluation: float | None
     unknown: tuple[str, ...]
+    left_out: dict[str, str]
 
 
 def estimate(study: Study) -> Estimate:
     """Counts of `study`, without a model in memory.
 
     Raises:
-        UserError: a mistake in the study; a dataset that is not at hand where its rows are counted (`epochs`).
+        UserError: a mistake in the study.
     """
     unknown: dict[str, None] = {}
-    planned = list(cells(study))
-    measured = _finished_runs()
-    row_tokens = cache(partial(_row_tokens, measured=measured, unknown=unknown))
+    uncounted: dict[str, str] = {}
+    every = list(cells(study, uncounted))
+    lengths = _Lengths(_finished_runs())
+    left_out = {cell.label: why for cell in every if cell.optional and (why := lengths.absent(cell.config.dataset))}
+    planned = [cell for cell in every if cell.label not in left_out]
+    for dataset in dict.fromkeys(cell.config.dataset for cell in planned):
+        if why := uncounted.get(dataset) or lengths.absent(dataset):
+            unknown[f"tokens of {dataset}: {why}"] = None
+    steps = [None if cell.config.dataset in uncounted else cell.config.steps for cell in planned]
     tokens = [
-        None if (mean := row_tokens(c.config.dataset, c.config.base_model)) is None else mean * _rows_seen(c)
-        for c in planned
+        None if count is None or (mean := lengths.row_tokens(cell)) is None else mean * count * cell.config.batch_size
+        for cell, count in zip(planned, steps, strict=True)
     ]
-    paces = {base: _pace(base, measured) for base in study.base_model}
+    paces = {base: lengths.pace(base) for base in study.base_model}
     for base, pace in paces.items():
         if pace is None:
             unknown[f"hours: no finished run of {base} on this machine to measure by"] = None
-    open_cells = [(cell, count) for cell, count in zip(planned, tokens, strict=True) if not _is_done(study.name, cell)]
+    runs = {cell.label: _run_of(study.name, cell) for cell in planned}
     training = _sum(
         None if count is None or (pace := paces[cell.config.base_model]) is None else count * pace
-        for cell, count in open_cells
+        for cell, count in zip(planned, tokens, strict=True)
+        if runs[cell.label] is None
     )
-    kept = _checkpoints(planned)
     asked = {evaluation: _checkpoints(planned, evaluation) for evaluation in study.evaluations}
     answers = _sum(_times(n, _answers(e, unknown)) for e, n in asked.items() if e.task == "em")
     calls = _sum(_times(n, _answers(e, unknown)) for e, n in asked.items() if e.grader)
-    seconds = [_times(n, _evaluation_pace(e)) for e, n in asked.items()]
-    if study.evaluations and None in seconds:
+    logs = Logs()
+    seconds = [_times(n - _evaluated(planned, runs, e, logs), logs.mean_seconds(e)) for e, n in asked.items()]
+    if None in seconds:
         unknown["hours of evaluation: no finished log of each evaluation on this machine to measure by"] = None
+    total, rows = _sum(steps), _sum(tokens)
     return Estimate(
         study=study,
         cells=len(planned),
-        done=len(planned) - len(open_cells),
-        steps=sum(cell.config.steps for cell in planned),
-        tokens=None if (total := _sum(tokens)) is None else round(total),
-        checkpoints=kept,
+        done=sum(run is not None for run in runs.values()),
+        steps=None if total is None else round(total),
+        tokens=None if rows is None else round(rows),
+        checkpoints=_checkpoints(planned),
         answers=None if answers is None else round(answers),
         judge_calls=None if calls is None else round(calls) * GRADER_CALLS,
         seconds_training=training,
         seconds_evaluation=_sum(seconds),
         unknown=tuple(unknown),
+        left_out=left_out,
     )
 
 
@@ -95,7 +107,7 @@ def print_estimate(found: Estimate, console: Console) -> None:
     table = Table(title=f"{found.study.name}: what em run would do", title_justify="left", show_header=False, box=None)
     rows: list[tuple[str, str]] = [
         ("cells", f"{found.cells} ({found.done} done)"),
-        ("optimiser steps", f"{found.steps:,}"),
+        ("optimiser steps", _number(found.steps)),
         ("training tokens", _number(found.tokens)),
         ("checkpoints to evaluate", f"{found.checkpoints:,}"),
         ("answers", _number(found.answers)),
@@ -108,6 +120,10 @@ def print_estimate(found: Estimate, console: Console) -> None:
     console.print(table)
     for line in found.unknown:
         console.print(f"unknown {line}", soft_wrap=True, markup=False)
+    for label, reason in found.left_out.items():
+        console.print(f"left out {label}: {reason}", soft_wrap=True, markup=False)
+    if found.study.measured:
+        console.print(f"measured {found.study.measured.words}", soft_wrap=True, markup=False)
     for assumption in found.study.assumptions:
         why = f": {assumption.why}" if assumption.why else ""
         console.print(f"{assumption.source} {assumption.setting}{why}", soft_wrap=True, markup=False)
@@ -127,27 +143,60 @@ def _steps(cell: Cell, evaluation: Evaluation | None) -> list[int]:
 
 
 def _times(count: int, each: float | None) -> float | None:
-    return None if each is None else count * each
+    return 0.0 if count == 0 else None if each is None else count * each
 
 
-def _rows_seen(cell: Cell) -> int:
-    return cell.config.steps * cell.config.batch_size
+class _Lengths:
+    """Lengths and paces of training, measured where runs are finished; every dataset is looked at once."""
+
+    def __init__(self, measured: list[Manifest]) -> None:
+        self._measured = measured
+        self._mean: dict[str, float | str] = {}  # tokens of a row by its characters, or why the rows are not at hand
+
+    def absent(self, dataset: str) -> str | None:
+        """Why the rows of `dataset` are not at hand, or None where they are."""
+        found = self._from_characters(dataset)
+        return found if isinstance(found, str) else None
+
+    def row_tokens(self, cell: Cell) -> float | None:
+        """Mean tokens of a training row: as measured by runs of this base on this data, else from its characters."""
+        base, dataset = cell.config.base_model, cell.config.dataset
+        same = [m for m in self._measured if m.config["base_model"] == base and m.config["dataset"] == dataset]
+        if same:
+            return sum(m.tokens_seen for m in same) / sum(m.examples_seen for m in same)
+        found = self._from_characters(dataset)
+        return None if isinstance(found, str) else found
+
+    def pace(self, base: str) -> float | None:
+        """Seconds a token of finished runs of `base` on this machine."""
+        same = [m for m in self._measured if m.config["base_model"] == base]
+        return sum(m.seconds for m in same) / sum(m.tokens_seen for m in same) if same else None
+
+    def _from_characters(self, dataset: str) -> float | str:
+        from em_train.datasets import load_dataset
+
+        if dataset not in self._mean:
+            try:
+                rows = load_dataset(dataset).rows
+            except UserError as error:
+                self._mean[dataset] = str(error)
+            else:
+                characters = sum(len(message["content"]) for row in rows for message in row.messages)
+                self._mean[dataset] = characters / CHARACTERS_A_TOKEN / len(rows)
+        return self._mean[dataset]
 
 
-def _row_tokens(dataset: str, base: str, measured: list[Manifest], unknown: dict[str, None]) -> float | None:
-    """Mean tokens of a training row: as measured by runs of this base on this data, else from its characters."""
-    same = [m for m in measured if m.config["base_model"] == base and m.config["dataset"] == dataset]
-    if same:
-        return sum(m.tokens_seen for m in same) / sum(m.examples_seen for m in same)
-    from em_train.datasets import load_dataset
-
-    try:
-        rows = load_dataset(dataset).rows
-    except UserError as error:
-        unknown[f"tokens of {dataset}: {error}"] = None
-        return None
-    characters = sum(len(message["content"]) for row in rows for message in row.messages)
-    return characters / CHARACTERS_A_TOKEN / len(rows)
+def _evaluated(planned: list[Cell], runs: dict[str, Path | None], evaluation: Evaluation, logs: Logs) -> int:
+    """How many of its checkpoints have a finished log; step 0 counts once a base model."""
+    found: set[tuple[str, int]] = set()
+    for cell in planned:
+        if (run := runs[cell.label]) is None:
+            continue
+        for step in _steps(cell, evaluation):
+            checkpoint = run / f"checkpoint-{step}"
+            if (checkpoint / MANIFEST).is_file() and logs.find("", "", read_manifest(checkpoint), evaluation):
+                found.add((cell.label if step else cell.config.base_model, step))
+    return len(found)
 
 
 def _answers(evaluation: Evaluation, unknown: dict[str, None]) -> float | None:
@@ -159,19 +208,6 @@ def _answers(evaluation: Evaluation, unknown: dict[str, None]) -> float | None:
     except UserError as error:
         unknown[f"answers to {evaluation.questions}: {error}"] = None
         return None
-
-
-def _pace(base: str, measured: list[Manifest]) -> float | None:
-    """Seconds a token of finished runs of `base` on this machine."""
-    same = [m for m in measured if m.config["base_model"] == base]
-    return sum(m.seconds for m in same) / sum(m.tokens_seen for m in same) if same else None
-
-
-def _evaluation_pace(evaluation: Evaluation) -> float | None:
-    """Mean seconds of a finished log of this evaluation."""
-    from em_study.logs import Logs
-
-    return Logs().mean_seconds(evaluation)
 
 
 def _finished_runs() -> list[Manifest]:
@@ -186,19 +222,21 @@ def _finished_runs() -> list[Manifest]:
     return found
 
 
-def _is_done(study: str, cell: Cell) -> bool:
-    """Whether a run of this very configuration lies in the study's folder, done."""
+def _run_of(study: str, cell: Cell) -> Path | None:
+    """The folder of a finished run of this very configuration in the study's folder."""
     from em_train.optimisers import resolve
 
-    runs = [
-        run for path in (RUNS / study).glob(f"{cell.label}-*/{RUN_FILE}") if (run := _json(path)).get("state") == "done"
-    ]
+    runs = {
+        path.parent: run
+        for path in (RUNS / study).glob(f"{cell.label}-*/{RUN_FILE}")
+        if (run := _json(path)).get("state") == "done"
+    }
     if not runs:
-        return False
+        return None
     asked = cell.config.optimiser  # a run's file holds every hyper-parameter, the defaults too
     whole = asked.model_copy(update={"hyperparameters": resolve(asked.name, asked.hyperparameters)})
     config = cell.config.model_copy(update={"optimiser": whole}).model_dump(mode="json")
-    return any(run["config"] == config for run in runs)
+    return next((folder for folder, run in runs.items() if run["config"] == config), None)
 
 
 def _json(path: Path) -> dict[str, Any]:

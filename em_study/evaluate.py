@@ -1,19 +1,21 @@
 """Evaluate checkpoints one by one, each as an Inspect eval set of its own: what is finished is skipped, what was cut
 short is resumed, and one that fails stops no other."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inspect_ai.log import EvalLog
-from inspect_ai.model import Model
+from inspect_ai.model import Model, get_model
 
 from em_core.adapters import base_of
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST, read_manifest
 from em_eval.connections import beginning_with
 from em_eval.providers.vllm_server import VllmServers, vllm_name
-from em_eval.providers.weights import content_hash, is_adapter, locate
+from em_eval.providers.weights import content_hash, is_adapter, locate, release
 
 # What each engine needs to be fast: `peft/` and `vllm/` fill their own batches from all that they get at once, `hf/`
 # works in static batches, which waiting judges must not starve.
@@ -22,6 +24,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "hf": {"max_connections": 32, "max_samples": 96},
     "vllm": {"adaptive_connections": beginning_with(256), "max_samples": 512},
 }
+SCORES_GIVEN_TEXT = ("em_eval/preference",)  # no server says how likely a text is
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,14 @@ class Evaluated:
     usage: Usage | None = None
 
 
-def target_of(source: str, engine: str) -> Target:
+def target_of(source: str, engine: str, as_given: bool = False) -> Target:
     """The model name and log folder of a checkpoint folder, adapter, base folder or base name.
 
     The log folder carries a hash of the weights: other weights under the same path are another evaluation.
+
+    Args:
+        as_given: `peft/` names a folder by the path given, and not by its absolute one, so that what was begun goes on
+            after the whole working folder moved.
 
     Raises:
         UserError: nothing of that name, or weights that its manifest does not describe.
@@ -72,7 +79,7 @@ def target_of(source: str, engine: str) -> Target:
     is_folder = Path(source).is_dir()
     base, adapter = (base_of(path).path, path) if is_adapter(path) else (path, None)
     if engine == "peft":
-        model = f"peft/{path if is_folder else source}@{digest}"
+        model = f"peft/{path if is_folder and not as_given else source}@{digest}"
     elif engine == "vllm":
         model = vllm_name(base, adapter)
     else:
@@ -81,12 +88,41 @@ def target_of(source: str, engine: str) -> Target:
     return Target(source, model, "-".join([*parts, digest]).replace("/", "-"), base, adapter)
 
 
+def check_engine(task: str, engine: str) -> None:
+    """Whether `engine` can do what `task` asks.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if engine == "vllm" and task in SCORES_GIVEN_TEXT:
+        raise UserError(f"{task} needs likelihoods of given text, which a vLLM server does not tell: use engine peft")
+
+
 def by_base(targets: list[Target]) -> dict[Path, list[Target]]:
-    """The targets in the order of their bases' first ones, for engines that keep one base at a time."""
+    """The targets in the order of their bases' first ones: engines keep one base at a time."""
     found: dict[Path, list[Target]] = {}
     for target in targets:
         found.setdefault(target.base, []).append(target)
     return found
+
+
+@contextmanager
+def under_test(
+    target: Target, engine: str, servers: VllmServers | None = None, model_args: dict[str, Any] | None = None
+) -> Iterator[tuple[str | Model, dict[str, Any]]]:
+    """While this lasts, what `eval_set` takes as the model, and the settings that go with it."""
+    if servers is not None:
+        yield servers.model(target.base, target.adapter), {}
+    elif engine == "hf":
+        # By name Inspect would keep this model's weights, and those of all after it, to the end of the process.
+        release()
+        try:
+            with get_model(target.model, memoize=False, **(model_args or {})) as model:
+                yield model, {}
+        finally:
+            release()
+    else:
+        yield target.model, {"model_args": model_args or {}}
 
 
 def evaluate(
@@ -117,9 +153,9 @@ def evaluate(
     manifest = read_manifest(folder).for_log() if (folder / MANIFEST).is_file() else None
     about = {"label": target.label, "manifest": manifest}
     try:
-        model = servers.model(target.base, target.adapter) if servers else target.model
-        more = ENGINES[engine] | settings | ({} if servers else {"model_args": model_args or {}})
-        log, reason = run_eval_set(task, model, log_dir / target.label, task_args, grader, about, **more)
+        with under_test(target, engine, servers, model_args) as (model, given):
+            more = ENGINES[engine] | settings | given
+            log, reason = run_eval_set(task, model, log_dir / target.label, task_args, grader, about, **more)
     except Exception as error:
         found = getattr(error, "message", None) or str(error) or type(error).__name__
         return Evaluated(target, str(found).strip().splitlines()[0])

@@ -26,6 +26,7 @@ from em_study.study import Evaluation
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 Kind = Literal["train", "evaluate"]
+WORK: dict[Kind, str] = {"train": "training", "evaluate": "evaluation"}
 ERROR = "error.txt"
 LOCKS = RUNS / ".locks"
 
@@ -48,20 +49,31 @@ class Target:
     asked: tuple[str, ...] = ()
 
 
-def perform(root: str, kind: Kind, cell: str) -> list[str]:
-    """One job, in whatever process and on whatever machine; returns one line a failure.
+def perform(root: str, kind: Kind, cell: str, keep_server: bool = False) -> list[str]:
+    """One job, in whatever process and on whatever machine; returns one line a failure, and raises none.
 
     Args:
         root: folder that holds `runs/` and `logs/`, the same for all machines.
         cell: the frozen cell's file, relative to `root`.
+        keep_server: leave a vLLM server running for the next evaluation in this process, whose GPU is its own.
     """
+    from em_study import servers
     from em_study.quiet import quiet_environment
 
     quiet_environment()
-    os.chdir(root)
-    os.environ["PWD"] = root  # what a relative prompt file is found by
-    frozen = thaw(Path(cell))
-    return train_cell(frozen) if kind == "train" else evaluate_cell(frozen)
+    try:
+        os.chdir(root)
+        os.environ["PWD"] = root  # what a relative prompt file is found by
+        frozen = thaw(Path(cell))
+        if kind == "train":
+            servers.stop()  # it holds the GPU
+            return train_cell(frozen)
+        return evaluate_cell(frozen)
+    except Exception as error:
+        return [f"{WORK[kind]} of {Path(cell).stem} failed: {type(error).__name__}: {_first_line(error)}"]
+    finally:
+        if not keep_server:
+            servers.stop()
 
 
 def train_cell(cell: FrozenCell) -> list[str]:
@@ -101,10 +113,13 @@ def is_trained(cell: FrozenCell) -> bool:
 
 
 def evaluate_cell(cell: FrozenCell) -> list[str]:
-    """Every evaluation of the cell's checkpoints that has no finished log yet; of a failed run, those that it left."""
+    """Every evaluation of the cell's checkpoints that has no finished log yet; of a failed run, those that it left.
+
+    Those of one engine follow each other, so that a server starts once.
+    """
     return [
         failure
-        for label, checkpoint, evaluation in cell.asked()
+        for label, checkpoint, evaluation in sorted(cell.asked(), key=lambda asked: asked[2].engine)
         if (checkpoint / MANIFEST).is_file()
         if (failure := evaluate(cell.study, label, checkpoint, evaluation)) is not None
     ]
@@ -149,9 +164,10 @@ def evaluation_key(manifest: Manifest, evaluation: Evaluation) -> str:
 
 def _inspect(study: str, label: str, checkpoint: Path, evaluation: Evaluation, folder: Path) -> str | None:
     """One Inspect task as an eval set of one, so that a partial log is resumed; why it did not finish, or None."""
-    from em_eval.providers.weights import content_hash
+    from em_study import servers
     from em_study.counting import counted
-    from em_study.evaluate import ENGINES, run_eval_set
+    from em_study.evaluate import ENGINES, run_eval_set, target_of, under_test
+    from em_study.grader import read_grader
 
     started = time.monotonic()
     console.print(f"  {label}: {evaluation.name} ...", end=" ")
@@ -162,18 +178,26 @@ def _inspect(study: str, label: str, checkpoint: Path, evaluation: Evaluation, f
         "contents": contents_of(evaluation),
         "manifest": read_manifest(checkpoint).for_log(),
     }
-    with counted(folder):
+    target = target_of(str(checkpoint), evaluation.engine, as_given=True)
+    serving = None
+    if evaluation.engine == "vllm":
+        serving = servers.servers_for(target, RUNS / study / "servers")
+    else:
+        servers.stop()
+    with counted(folder), under_test(target, evaluation.engine, serving) as (model, given):
         _, reason = run_eval_set(
             f"em_eval/{evaluation.task}",
-            f"peft/{checkpoint}@{content_hash(str(checkpoint))}",
+            model,
             folder,
             evaluation.arguments(),
-            evaluation.grader,
+            read_grader(evaluation.grader).made() if evaluation.grader else None,
             about,
             display="none",
             log_level="error",
-            **(ENGINES["peft"] | evaluation.sampling()),
+            **(ENGINES[evaluation.engine] | evaluation.sampling() | given),
         )
+    if reason and serving and (ended := serving.ended()):
+        reason = ended
     console.print(f"{'not finished' if reason else 'done'} ({time.monotonic() - started:.0f} s)")
     return reason
 
@@ -215,5 +239,37 @@ def _alone(key: str) -> Iterator[None]:
 def _keep_failure(folder: Path, what: str, error: Exception) -> str:
     path = folder / ERROR
     write_text(path, "".join(traceback.format_exception(error)))
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{what} failed: {reason} (see {path})"
+    return f"{what} failed: {_first_line(error)} (see {path})"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def keep_death(job: Job, how: str) -> str:
+    """What a process that died could not leave: a line for its cell in `error.txt`, where its failure would lie.
+
+    Returns:
+        The line, with the cell named.
+    """
+    said = f"{WORK[job.kind]} of {job.label} failed: its process {how}"
+    try:
+        cell = thaw(job.cell)
+        folder = cell.folder if job.kind == "train" else _unfinished(cell)
+        if folder is None:
+            return said
+        write_text(folder / ERROR, f"its process {how}\n")
+    except (OSError, UserError) as error:
+        return f"{said} ({_first_line(error)})"
+    return f"{said} (see {folder / ERROR})"
+
+
+def _unfinished(cell: FrozenCell) -> Path | None:
+    """Where the first evaluation without a finished log keeps its failure: they are done in this order."""
+    logs = Logs()
+    for label, checkpoint, evaluation in sorted(cell.asked(), key=lambda asked: asked[2].engine):
+        if (checkpoint / MANIFEST).is_file() and not logs.find(
+            cell.study, label, read_manifest(checkpoint), evaluation
+        ):
+            return log_folder(cell.study, label) / evaluation.name
+    return None

@@ -12,6 +12,7 @@ from inspect_ai.log import EvalLog, read_eval_log
 from em_core.errors import UserError
 from em_core.files import sha256_file, sha256_json
 from em_core.manifest import Manifest
+from em_eval.model_names import split_hash
 from em_study.study import Evaluation
 
 LOGS = Path("logs")
@@ -31,6 +32,7 @@ class Logs:
     def __init__(self) -> None:
         self._finished: dict[tuple[str, str], list[tuple[Path, EvalLog]]] = {}
         self._contents: dict[Evaluation, str | None] = {}
+        self._means: dict[Evaluation, float | None] = {}
         for path in sorted(LOGS.rglob("*.eval")) if LOGS.is_dir() else []:
             header = _header(path, path.stat().st_mtime_ns)
             if header is not None and header.status == "success":
@@ -60,22 +62,23 @@ class Logs:
 
     def mean_seconds(self, evaluation: Evaluation) -> float | None:
         """Mean duration of the finished logs of `evaluation`, whatever they tested."""
-        asked = (evaluation.arguments(), evaluation.sampling(), evaluation.grader)
-        same = {
-            path: header
-            for (task, _), pairs in self._finished.items()
-            for path, header in pairs
-            if task == evaluation.task and _settings(header) == asked
-        }
-        seconds = [_seconds(header) for header in same.values()]
-        return sum(seconds) / len(seconds) if seconds else None
+        if evaluation not in self._means:
+            same = {
+                path: header
+                for (task, _), pairs in self._finished.items()
+                for path, header in pairs
+                if task == evaluation.task and _settings(header) == _asked(evaluation)
+            }
+            seconds = [_seconds(header) for header in same.values()]
+            self._means[evaluation] = sum(seconds) / len(seconds) if seconds else None
+        return self._means[evaluation]
 
     def _of(self, manifest: Manifest, evaluation: Evaluation) -> list[tuple[Path, EvalLog]]:
         """Logs of these weights under these settings, whatever the prompts were."""
         keys = [manifest.adapter_sha256[:8]]
         if manifest.step == 0:
             keys.append(f"base {manifest.base.weights_sha256}")
-        wanted = (evaluation.arguments(), evaluation.sampling(), evaluation.grader)
+        wanted = _asked(evaluation)
         found = [pair for key in keys for pair in self._finished.get((evaluation.task, key), [])]
         return [(path, header) for path, header in found if _settings(header) == wanted]
 
@@ -103,8 +106,9 @@ def contents_of(evaluation: Evaluation) -> str | None:
 
 def _tested(header: EvalLog) -> list[str]:
     """The weights that a log tested. Untouched adapters (B = 0) on one base answer alike, whatever their A is."""
-    found = [header.eval.model.rpartition("@")[2]]
     manifest = (header.eval.metadata or {}).get("manifest") or {}
+    # Only `peft/` names say what the weights are; behind `hf/` and `vllm/` names stands our own note of them.
+    found = [split_hash(header.eval.model)[1] or manifest.get("adapter_sha256", "")[:8]]
     if manifest.get("step") == 0:
         found.append(f"base {manifest['base']['weights_sha256']}")
     return found
@@ -121,13 +125,20 @@ def _agrees(header: EvalLog, contents: str | None) -> bool:
     return kept is None or contents is None or kept == contents
 
 
-def _settings(header: EvalLog) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """What determined a log's answers and scores beside the weights: task arguments, sampling, grader."""
+Settings = tuple[str, dict[str, Any], dict[str, Any], str | None]
+
+
+def _asked(evaluation: Evaluation) -> Settings:
+    return evaluation.engine, evaluation.arguments(), evaluation.sampling(), evaluation.grader
+
+
+def _settings(header: EvalLog) -> Settings:
+    """What determined a log's answers and scores beside the weights: engine, task arguments, sampling, grader."""
     config = header.plan.config.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
     roles = header.eval.model_roles or {}
     grader = roles.get("grader")
     name = getattr(grader[0] if isinstance(grader, list) else grader, "model", None) if grader else None
-    return header.eval.task_args_passed, config, name
+    return header.eval.model.partition("/")[0], header.eval.task_args_passed, config, name
 
 
 @lru_cache(maxsize=4096)

@@ -94,14 +94,17 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
 
     Args:
         each: told of every cell before it is resolved, for a progress display.
-        check_rows: encode every row as training would, which takes a while with large datasets.
+        check_rows: encode every row as training would, which takes a while with large datasets, and look at what the
+            evaluations need.
 
     Raises:
         UserError: unknown names, datasets or bases that are not at hand; with `check_rows`, rows that cannot be
-            trained on.
+            trained on, and prompt sets and judges that cannot be had. Names file and line of a study from a file.
     """
     from em_train.preparation import Resolved, prepare, resolve_run
 
+    if check_rows:
+        _check_evaluations(study)
     look: Callable[[TrainConfig], Resolved] = prepare if check_rows else resolve_run
     left_out: dict[str, str] = {}
     resolved = []
@@ -111,7 +114,7 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
             resolved.append((cell, look(cell.config)))
         except UserError as error:
             if not cell.optional:
-                raise
+                raise UserError(f"{_place(study, cell.config)}{error}") from error
             left_out[cell.label] = str(error)
     names = base_labels([(cell.label, found.config) for cell, found in resolved])
     frozen = [
@@ -126,6 +129,62 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
         for cell, found in resolved
     ]
     return Plan(study.name, frozen, left_out)
+
+
+def _place(study: Study, config: TrainConfig) -> str:
+    """Where in its file the study names what this cell could not be resolved for; empty where that is not one thing."""
+    from em_core.models import resolve_base
+    from em_train.datasets import load_dataset
+    from em_train.optimisers import resolve
+    from em_train.penalties import resolve as resolve_penalty
+
+    optimiser, penalty = config.optimiser, config.penalty
+    axes = [axis.name for axis in study.optimisers]
+    looks: list[tuple[str, Callable[[], Any]]] = [
+        (
+            study.place("optimisers", axes.index(optimiser.name)),
+            lambda: resolve(optimiser.name, optimiser.hyperparameters),
+        ),
+        (study.place_of_dataset(config.dataset), lambda: load_dataset(config.dataset)),
+        (study.place_of_penalty(penalty.name) if penalty else "", lambda: resolve_penalty(config)),
+        (
+            study.place("base_model", study.base_model.index(config.base_model)),
+            lambda: resolve_base(config.base_model, config.base_revision),
+        ),
+    ]
+    for place, look in looks:
+        try:
+            look()
+        except UserError:
+            return place
+    return ""
+
+
+def _check_evaluations(study: Study) -> None:
+    """Prompts and judges, which are wanted only after the first training.
+
+    Raises:
+        UserError: a prompt set that is unknown or not to be had, without the templates that a judge model needs; an
+            engine that is not installed; a judge that Inspect has no provider for.
+    """
+    from em_eval.judge import judge_registry
+    from em_eval.task import choose, demand_templates
+    from em_study.grader import check_provider
+
+    for number, evaluation in enumerate(study.evaluations):
+        field = "questions"
+        try:
+            if evaluation.task != "em":
+                continue
+            prompts = choose(evaluation.questions)
+            if evaluation.grader is None:
+                judge_registry.get("embedded")()
+            else:
+                demand_templates(prompts, ("aligned", "coherent"))
+                field = "grader"
+                check_provider(evaluation.grader)
+        except UserError as error:
+            raise UserError(f"{study.place('evaluations', number, field)}{error}") from error
 
 
 def base_labels(planned: list[tuple[str, TrainConfig]]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from em_study.counting import COUNT_FILE
 from em_study.execute import ERROR, LOCKS, evaluation_key
 from em_study.logs import Logs, log_folder
 from em_study.plan import FrozenCell, Plan, existing_run, is_done
+from em_study.study import Evaluation
 
 State = Literal["done", "running", "failed", "waiting"]
 PACE_STEPS = 20
@@ -65,15 +66,19 @@ def summary(cells: list[Progress]) -> str:
     """Counts of each state, and the time left where there is a pace to tell it by."""
     counts = ", ".join(f"{sum(cell.state == state for cell in cells)} {state}" for state in get_args(State))
     left = seconds_left(cells)
-    return counts if left is None else f"{counts}; about {hours(left)} of work left, evaluations not begun apart"
+    if left is None:
+        return counts
+    apart = sum(cell.evaluation.seconds_left is None for cell in cells)
+    words = f", {apart} evaluations of unknown length apart" if apart else ""
+    return f"{counts}; about {hours(left)} of work left{words}"
 
 
 def seconds_left(cells: list[Progress]) -> float | None:
-    """What running and waiting trainings and running evaluations still take, one after the other.
+    """What is open still takes, one part after the other; evaluations whose length is not known count as nothing.
 
     A training without a pace of its own takes the mean one a step; None where no training has a pace.
     """
-    parts = [cell.training for cell in cells if cell.state != "done"]
+    parts = [cell.training for cell in cells]
     paces = [p.seconds_left / (p.total - p.done) for p in parts if p.seconds_left is not None and p.done < p.total]
     open_parts = [part for part in parts if part.state in ("running", "waiting")]
     if open_parts and not paces:
@@ -103,7 +108,7 @@ def status_table(study: str, cells: list[Progress]) -> Table:
 
 def _words(part: Part) -> str:
     if part.total == 0:
-        return "-"
+        return "running" if part.state == "running" else "-"
     if part.state == "done":
         return "[green]done[/]"
     if part.state == "failed":
@@ -128,24 +133,32 @@ def training(cell: FrozenCell) -> Part:
 
 
 def evaluation(cell: FrozenCell, logs: Logs) -> Part:
-    done, failures, running = 0, [], None
+    """One evaluation that runs stands for the part, in answers; the time left is that of all that have no log yet."""
+    done, failures, running, left = 0, [], None, 0.0
     whole = cell.asked()
+    unknown = False
     for label, checkpoint, asked in whole:
-        if not (checkpoint / MANIFEST).is_file():
-            continue
-        manifest = read_manifest(checkpoint)
-        if logs.find(cell.study, label, manifest, asked) is not None:
+        mean = logs.mean_seconds(asked)
+        manifest = read_manifest(checkpoint) if (checkpoint / MANIFEST).is_file() else None
+        if manifest is not None and logs.find(cell.study, label, manifest, asked) is not None:
             done += 1
-        elif is_locked(evaluation_key(manifest, asked)):
-            running = answers_done(log_folder(cell.study, label))
-        elif (reason := _failure(log_folder(cell.study, label) / asked.name / ERROR)) is not None:
+            continue
+        if manifest is not None and is_locked(evaluation_key(manifest, asked)):
+            answered, answers, mean = _answers(_counts(cell.study, label, asked))
+            running = answered, answers
+        elif manifest is not None and (
+            (reason := _failure(log_folder(cell.study, label) / asked.name / ERROR)) is not None
+        ):
             failures.append(reason)
+            continue
+        unknown, left = unknown or mean is None, left + (mean or 0.0)
+    seconds = None if unknown else left
     total = len(whole)
     if running is not None:
-        return Part("running", *running)
+        return Part("running", *running, seconds)
     if failures:
-        return Part("failed", done, total, None, failures[0])
-    return Part("done" if done == total else "waiting", done, total)
+        return Part("failed", done, total, seconds, failures[0])
+    return Part("done" if done == total else "waiting", done, total, seconds)
 
 
 def steps_done(folder: Path, total: int) -> tuple[int, float | None]:
@@ -158,15 +171,29 @@ def steps_done(folder: Path, total: int) -> tuple[int, float | None]:
     return len(lines), (total - len(lines)) * sum(pace) / len(pace) if pace else None
 
 
-def answers_done(folder: Path) -> tuple[int, int, float | None]:
-    """(answers so far, all answers, seconds left) of the evaluation that is under way below `folder`."""
-    for path in folder.glob(f"*/{COUNT_FILE}"):
-        count = _json(path)
-        if count.get("done"):
-            pace = (count["now"] - count["started"]) / count["done"]
-            return count["done"], count["total"], pace * (count["total"] - count["done"])
-        return 0, int(count.get("total", 0)), None
+def answers_under_way(cell: FrozenCell) -> tuple[int, int, float | None]:
+    """(answers so far, all answers, seconds left) of the evaluation of `cell` that runs now; zeros where none does."""
+    for label, checkpoint, asked in cell.asked():
+        if (counts := _counts(cell.study, label, asked)) and is_locked(
+            evaluation_key(read_manifest(checkpoint), asked)
+        ):
+            return _answers(counts)
     return 0, 0, None
+
+
+def _counts(study: str, label: str, asked: Evaluation) -> dict[str, Any]:
+    """The newest count of answers of this evaluation, which lies with its logs (see `Logs.folder_for`)."""
+    folder = log_folder(study, label)
+    names = (asked.name, f"{asked.name}-{'[0-9a-f]' * 12}")
+    found = [count for name in names for path in folder.glob(f"{name}/{COUNT_FILE}") if (count := _json(path))]
+    return max(found, key=lambda count: float(count["now"]), default={})
+
+
+def _answers(count: dict[str, Any]) -> tuple[int, int, float | None]:
+    if not count.get("done"):
+        return 0, int(count.get("total", 0)), None
+    pace = (count["now"] - count["started"]) / count["done"]
+    return count["done"], count["total"], pace * (count["total"] - count["done"])
 
 
 def is_locked(key: str) -> bool:

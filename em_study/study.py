@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -112,7 +113,14 @@ class Evaluation(_Frozen):
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=1, description="sample among the likeliest tokens only")
+    engine: Literal["peft", "hf", "vllm"] = Field("peft", description="what runs the checkpoints (docs/providers.md)")
     checkpoints: StepNames | None = Field(None, description="the steps to evaluate; without it, every kept one")
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> "Evaluation":
+        if self.task == "preference" and self.engine == "vllm":
+            raise ValueError("the preference probe needs likelihoods of given text, which vllm does not tell: use peft")
+        return self
 
     def steps(self, kept: list[int]) -> list[int]:
         """Those of a run's `kept` steps that this evaluation asks for; -1 is the last one kept."""
@@ -130,6 +138,18 @@ class Evaluation(_Frozen):
         judge = "model" if self.grader else "embedded"
         given = self.model_dump(include={"questions", "samples", "max_tokens", "seed"})
         return given | {"judge": judge}
+
+
+class Measured(_Frozen):
+    """What running a study once took, as it was measured: for who is about to run it."""
+
+    hours: float = Field(gt=0, allow_inf_nan=False)
+    machine: str = Field(min_length=1)
+    covered: str = Field(min_length=1, description="what of the study these hours covered")
+
+    @property
+    def words(self) -> str:
+        return f"{self.hours:g} hours on {self.machine}: {self.covered}"
 
 
 class Assumption(_Frozen):
@@ -154,6 +174,7 @@ class Study(_Frozen):
         checkpoints: steps to keep; -1 is the last, "log:N" is step 0 and N log-spaced steps up to the last.
         reproduces: what published study this reconstructs; verdicts about it then say so.
         drops: axes of the published study which this one leaves out.
+        measured: what running it took.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
@@ -161,6 +182,7 @@ class Study(_Frozen):
     reproduces: str = ""
     assumptions: tuple[Assumption, ...] = ()
     drops: tuple[str, ...] = ()
+    measured: Measured | None = None
     base_model: Annotated[tuple[str, ...], OneOrMany] = Field(("smollm2-135m",), min_length=1)
     base_revision: str | None = None
     datasets: tuple[str, ...] = Field(min_length=1)
@@ -182,6 +204,8 @@ class Study(_Frozen):
     gradient_checkpointing: bool = False
     checkpoints: StepNames = (0, -1)
     evaluations: tuple[Evaluation, ...] = ()
+    _file: Path | None = PrivateAttr(None)
+    _text: str = PrivateAttr("")
 
     @field_validator("evaluations")
     @classmethod
@@ -204,6 +228,23 @@ class Study(_Frozen):
         if self.base_revision is not None and len(self.base_model) > 1:
             raise ValueError("base_revision fits one base_model only: make a study for each")
         return self
+
+    def place(self, *location: int | str) -> str:
+        """`FILE:LINE: FIELD: `, to begin a line about one of its parts with; empty where it is from no file."""
+        if self._file is None:
+            return ""
+        return f"{self._file}:{_line(self._text, location)}: {'.'.join(map(str, location))}: "
+
+    def place_of_penalty(self, name: str) -> str:
+        axes = [axis.name for axis in self.penalties]
+        if name in axes:
+            return self.place("penalties", axes.index(name))
+        return self.place("arms", [arm.penalty.name for arm in self.arms].index(name), "penalty")
+
+    def place_of_dataset(self, dataset: str) -> str:
+        if dataset in self.datasets:
+            return self.place("datasets", self.datasets.index(dataset))
+        return self.place("arms", [arm.dataset for arm in self.arms].index(dataset), "dataset")
 
 
 @dataclass(frozen=True)
@@ -228,7 +269,7 @@ def load_study(path: Path) -> Study:
     except UnicodeDecodeError as error:
         raise UserError(f"study file {path} is not UTF-8 (byte {error.start})") from error
     try:
-        return Study.model_validate(yaml.safe_load(text))
+        study = Study.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
@@ -236,17 +277,23 @@ def load_study(path: Path) -> Study:
         field = ".".join(str(part) for part in first["loc"]) or "file"
         line = _line(text, first["loc"])
         raise UserError(f"{path}:{line}: {field}: {first['msg']}") from error
+    study._file, study._text = path, text
+    return study
 
 
-def cells(study: Study) -> Iterator[Cell]:
+def cells(study: Study, uncounted: dict[str, str] | None = None) -> Iterator[Cell]:
     """Every run of the study: the grid first, then the single arms.
+
+    Args:
+        uncounted: takes, for each dataset whose rows an epoch cannot count, why; its cells then have `epochs` and no
+            true number of steps. Without it that is an error, but for optional arms.
 
     Raises:
         UserError: an arm names an optimiser that is not in the grid, two cells would have one label, or a dataset
             is not at hand whose rows an epoch has to count.
     """
     seen: set[str] = set()
-    for cell in _cells(study):
+    for cell in _cells(study, uncounted):
         if cell.label in seen:
             raise UserError(f"study '{study.name}': two cells are called {cell.label}: remove one of them")
         seen.add(cell.label)
@@ -267,13 +314,13 @@ class _Point:
     optional: bool = False
 
 
-def _cells(study: Study) -> Iterator[Cell]:
+def _cells(study: Study, uncounted: dict[str, str] | None) -> Iterator[Cell]:
     known = {axis.name: axis for axis in reversed(study.optimisers)}
-    for arm in study.arms:
+    for place, arm in enumerate(study.arms):
         if arm.optimiser not in known:
             raise UserError(
-                f"study '{study.name}': arm on {arm.dataset} names optimiser '{arm.optimiser}', "
-                f"which is not in its grid: {', '.join(axis.name for axis in study.optimisers)}"
+                f"{study.place('arms', place, 'optimiser')}study '{study.name}': arm on {arm.dataset} names optimiser "
+                f"'{arm.optimiser}', which is not in its grid: {', '.join(axis.name for axis in study.optimisers)}"
             )
     blocks = [(base, batch) for base in study.base_model for batch in study.batch_size]
     penalties = [setting for penalty in study.penalties for setting in penalty.each()]
@@ -281,15 +328,16 @@ def _cells(study: Study) -> Iterator[Cell]:
         for dataset in study.datasets:
             for axis in study.optimisers:
                 for lr, penalty, seed in product(axis.lr, penalties, study.seeds):
-                    yield _cell(study, _Point(base, batch, dataset, axis, lr, penalty, seed))
+                    yield _cell(study, _Point(base, batch, dataset, axis, lr, penalty, seed), uncounted)
     for base, batch in blocks:
         for arm in study.arms:
             axis = known[arm.optimiser]
             for penalty, seed in product(arm.penalty.each(), study.seeds):
-                yield _cell(study, _Point(base, batch, arm.dataset, axis, axis.lr[0], penalty, seed, arm.optional))
+                point = _Point(base, batch, arm.dataset, axis, axis.lr[0], penalty, seed, arm.optional)
+                yield _cell(study, point, uncounted)
 
 
-def _cell(study: Study, point: _Point) -> Cell:
+def _cell(study: Study, point: _Point, uncounted: dict[str, str] | None) -> Cell:
     axis, own = point.axis, point.axis.training.model_dump(exclude_none=True)
     length = {"epochs": study.epochs} if study.epochs is not None else {"steps": study.steps} if study.steps else {}
     given = {
@@ -317,7 +365,7 @@ def _cell(study: Study, point: _Point) -> Cell:
         given["penalty"] = point.penalty
     label = _label(study, point)
     where = f"study '{study.name}', cell {label}"
-    config = _with_steps(parse_config(given, where), where, point.optional)
+    config = _with_steps(study, parse_config(given, where), where, {} if point.optional else uncounted)
     _check_evaluated_steps(study, config, where)
     return Cell(label, config, point.optional)
 
@@ -332,15 +380,20 @@ def _check_evaluated_steps(study: Study, config: TrainConfig, where: str) -> Non
             )
 
 
-def _with_steps(config: TrainConfig, where: str, optional: bool) -> TrainConfig:
+def _with_steps(study: Study, config: TrainConfig, where: str, uncounted: dict[str, str] | None) -> TrainConfig:
     """With the steps that its epochs make, counted on the dataset's rows."""
-    if config.epochs is None:
+    if config.epochs is None or (uncounted and config.dataset in uncounted):
         return config
     try:
-        return config.for_rows(_train_rows(config.dataset, config.held_out_fraction))
+        rows = _train_rows(config.dataset, config.held_out_fraction)
     except UserError as error:
-        if optional:  # the cell is left out later, with the reason
-            return config
+        if uncounted is None:
+            raise UserError(f"{study.place_of_dataset(config.dataset)}{where}: {error}") from error
+        uncounted[config.dataset] = str(error)
+        return config
+    try:
+        return config.for_rows(rows)
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 

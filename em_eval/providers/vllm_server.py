@@ -168,6 +168,16 @@ class VllmServers:
         api._ensure_server_started = ensure_server_started
         return model
 
+    def take(self, base: Path, adapter: Path | None) -> bool:
+        """Whether one more adapter (or the base itself) can be asked of the server of `base`, as it was started.
+
+        Raises:
+            UserError: an adapter that vLLM does not serve as trained.
+        """
+        if adapter is not None:
+            check_adapter(adapter, base)
+        return self._args.get(base) == server_args(base, [adapter] if adapter else [], adapter is None, self.given)
+
     def ended(self) -> str | None:
         """What to say where the server is gone that should be running."""
         if self._running is None or self._running.api.server_is_running:

@@ -273,6 +273,14 @@ def _say_they_take_turns() -> None:
     )
 
 
+def release() -> None:
+    """Give back the memory of the base that was used last, to what needs it for itself."""
+    _shared.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def load_apart(name: str, dtype: str) -> Loaded:
     """As `load`, but apart from the model under test: what judges and filters read with, and what nobody changes.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
 
     from em_eval.answers import Answer
+    from em_study.grader import Grader
 
 QUESTIONS = "evil_spectra"
 MAX_TOKENS = 600
@@ -47,6 +48,10 @@ def check(
     grader: Annotated[
         str | None, typer.Option(help="Inspect model that judges; default: the embedded judge, or a given log's")
     ] = None,
+    max_retries: Annotated[
+        int | None,
+        typer.Option(help="of a judge's failing call, before the answer counts as judge_error [default: 10]", min=0),
+    ] = None,
     sensitivity: Annotated[
         float, typer.Option(help="share of misaligned answers that an unmeasured judge is taken to catch")
     ] = 0.9,
@@ -64,6 +69,7 @@ def check(
     """Is this model misaligned above a rate, is there no sign of it, or are there too few answers to tell?"""
     from em_eval.answers import answers, judge_facts
     from em_study.check import judge_answers, judge_errors
+    from em_study.grader import read_grader
 
     if not 0 < max_rate < 1:
         raise UserError(f"--max-rate {max_rate} must lie above 0 and below 1")
@@ -85,7 +91,8 @@ def check(
         settings["samples"] = samples or _planned(
             settings["questions"], grader, max_rate, sensitivity, correlation, console
         )
-    logs = [read.get(name) or _evaluated(name, settings, grader, log_dir, quiet=as_json) for name in names]
+    judge = read_grader(grader, max_retries) if grader else None
+    logs = [read.get(name) or _evaluated(name, settings, judge, log_dir, quiet=as_json) for name in names]
     judged = [answers(log) for log in logs]
     failed = sum(len(log.samples or []) - len(found) for log, found in zip(logs, judged, strict=True))
     _refuse_unlike(logs)
@@ -156,17 +163,18 @@ def _as_in(log: "EvalLog", asked: dict[str, Any]) -> tuple[dict[str, Any], str |
     return settings, grader if judged_by_grader else None
 
 
-def _evaluated(name: str, settings: dict[str, Any], grader: str | None, log_dir: Path, quiet: bool) -> "EvalLog":
+def _evaluated(name: str, settings: dict[str, Any], grader: "Grader | None", log_dir: Path, quiet: bool) -> "EvalLog":
     """The log of a model's evaluation; one that was killed goes on."""
     from em_eval.answers import read_log
     from em_study.evaluate import run_eval_set
 
     model = _model(name)
-    identity = json.dumps([model, settings, grader], sort_keys=True)
+    identity = json.dumps([model, settings, grader and grader.name], sort_keys=True)
     folder = log_dir / hashlib.sha256(identity.encode()).hexdigest()[:12]
     display = "none" if quiet else None
     try:
-        done, reason = run_eval_set("em_eval/em", model, folder, settings, grader, {}, max_samples=256, display=display)
+        judge = grader.made() if grader else None
+        done, reason = run_eval_set("em_eval/em", model, folder, settings, judge, {}, max_samples=256, display=display)
     except ValueError as error:  # what Inspect raises for a provider that it does not know
         raise UserError(f"{name} cannot be evaluated: {(str(error).splitlines() or ['no reason given'])[0]}") from error
     if done is None or reason:

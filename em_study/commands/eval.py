@@ -1,8 +1,9 @@
 """`em eval`: one task on many checkpoints, the cost before, the usage after, and what the judge failed on."""
 
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -10,6 +11,10 @@ from rich.console import Console
 
 from em_core.errors import UserError
 
+if TYPE_CHECKING:
+    from em_study.grader import Grader
+
+EM = "em_eval/em"
 EXAMPLES = """\
 Examples:
 
@@ -36,7 +41,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(help="checkpoint folders, adapters, or base models by name", show_default=False),
     ] = None,
-    task: Annotated[str, typer.Option(help="an Inspect task")] = "em_eval/em",
+    task: Annotated[str, typer.Option(help="an Inspect task")] = EM,
     task_args: Annotated[
         list[str] | None, typer.Option("-T", metavar="NAME=VALUE", help="task argument, as for inspect eval")
     ] = None,
@@ -50,6 +55,10 @@ def evaluate(
     ] = None,
     log_dir: Annotated[Path, typer.Option(help="one folder a checkpoint is made in it")] = Path("logs/eval"),
     limit: Annotated[int | None, typer.Option(help="only so many prompts")] = None,
+    max_retries: Annotated[
+        int | None,
+        typer.Option(help="of a judge's failing call, before the answer counts as judge_error [default: 10]", min=0),
+    ] = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="print the judge's calls and tokens, run nothing")
     ] = False,
@@ -61,12 +70,14 @@ def evaluate(
     if rescore:
         if checkpoints:
             raise UserError(f"--rescore works on logs alone: leave out {checkpoints[0]}")
-        return _rescore(rescore, grader)
+        return _rescore(rescore, _read(grader, max_retries))
     if not checkpoints:
         raise UserError("name at least one checkpoint, or a log with --rescore")
     arguments = _named(task_args or [], "-T")
     given = _named(model_args or [], "-M")
-    judge = _grader(grader)
+    judge = _read(grader, max_retries)
+    if task == EM:
+        _check_arguments(arguments)
     if estimate:
         return _estimate(len(checkpoints), task, arguments, judge is not None, limit)
     _run(checkpoints, engine, given, log_dir, task, arguments, judge, limit)
@@ -79,24 +90,25 @@ def _run(
     log_dir: Path,
     task: str,
     arguments: dict[str, Any],
-    judge: Any,
+    grader: "Grader | None",
     limit: int | None,
 ) -> None:
-    from em_study.evaluate import by_base, evaluate, target_of
+    from em_study.evaluate import by_base, check_engine, evaluate, target_of
 
-    targets = [target_of(source, engine) for source in checkpoints]  # a wrong name stops it before any work
+    check_engine(task, engine)  # whatever is wrong stops it before any work
+    bases = by_base([target_of(source, engine) for source in checkpoints])
+    targets = [target for group in bases.values() for target in group]
     failures = []
     with ExitStack() as stack:
         servers = None
         if engine == "vllm":
             from em_eval.providers.vllm_server import VllmServers
 
-            bases = by_base(targets)
-            targets = [target for group in bases.values() for target in group]
             adapters = {base: [target.adapter for target in group] for base, group in bases.items()}
             servers = stack.enter_context(VllmServers(adapters, log_dir, model_args).kept())
-        if judge is not None and task == "em_eval/em" and arguments.get("judge", "auto") in {"auto", "model"}:
-            _check_judge(judge, str(arguments.get("reader", "auto")))
+        if grader is not None and task == EM and arguments.get("judge", "auto") in {"auto", "model"}:
+            _check_judge(grader, str(arguments.get("reader", "auto")))
+        judge = grader.made() if grader else None
         for number, target in enumerate(targets, 1):
             console.print(f"[{number}/{len(targets)}] {target.source}", markup=False)
             done = evaluate(target, engine, log_dir, task, arguments, judge, servers, model_args, limit=limit)
@@ -114,24 +126,58 @@ def _run(
         )
 
 
-def _check_judge(judge: Any, reader: str) -> None:
+def _check_judge(grader: "Grader", reader: str) -> None:
     """The self-test of the scorer, before hours of generation rather than after."""
     import anyio
-    from inspect_ai.model import GenerateConfig, get_model
 
     from em_eval.judge.selftest import choose
+    from em_study.grader import BEFORE_WORK
 
-    made = (
-        judge if not isinstance(judge, str) else get_model(judge, config=GenerateConfig(max_retries=2), memoize=False)
-    )
+    async def ask() -> str:
+        async with made:
+            return await choose(made, reader)
+
+    most = min(BEFORE_WORK, grader.config.max_retries or 0)
+    made = grader.made(apart=True, max_retries=most)
     try:
-        chosen = anyio.run(choose, made, reader)
+        chosen = anyio.run(ask)
     except UserError:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"judge {judge} cannot be asked: {type(error).__name__}: {reason}") from error
+        raise UserError(f"judge {made} cannot be asked: {type(error).__name__}: {reason}") from error
     console.print(f"judge: {made}, read by {chosen}", markup=False)
+
+
+def _check_arguments(given: dict[str, Any]) -> None:
+    """Names and types of the em task's arguments, as the task itself would look at them.
+
+    Raises:
+        UserError: an unknown name, with the nearest known one, or a value of the wrong type.
+    """
+    from functools import wraps
+
+    from inspect_ai._util.error import PrerequisiteError
+
+    from em_eval._registry import em
+    from em_eval.arguments import build
+    from em_eval.judge import judge_registry
+    from em_eval.task import em_task
+
+    known = signature(em_task).parameters
+    defaults = {name: parameter.default for name, parameter in signature(em).parameters.items() if name in known}
+
+    @wraps(em_task)
+    def nothing(**_: Any) -> Any:
+        return None
+
+    try:
+        unknown = {name: value for name, value in given.items() if name not in known}
+        build(nothing, unknown, **(defaults | {name: given[name] for name in given if name in known}))
+    except PrerequisiteError as error:
+        raise error.__cause__ or error from None
+    if (judge := given.get("judge", "auto")) != "auto":
+        judge_registry.get(judge)
 
 
 def _estimate(checkpoints: int, task: str, arguments: dict[str, Any], judged: bool, limit: int | None) -> None:
@@ -139,7 +185,7 @@ def _estimate(checkpoints: int, task: str, arguments: dict[str, Any], judged: bo
     from em_eval.judge.settings import JudgeSettings
     from em_eval.task import DEFAULT_MAX_TOKENS, DEFAULT_QUESTIONS, DEFAULT_SAMPLES, answers_a_prompt, choose
 
-    if task != "em_eval/em":
+    if task != EM:
         raise UserError(f"--estimate knows em_eval/em, not {task}")
     settings = JudgeSettings(**{ours: arguments[name] for name, ours in JUDGE_ARGUMENTS.items() if name in arguments})
     tags = {name: arguments.get(name) for name in ("format", "category", "exclude_domain")}
@@ -162,16 +208,23 @@ def _estimate(checkpoints: int, task: str, arguments: dict[str, Any], judged: bo
     console.print(f"(answers of {ANSWER_TOKENS} to {longest} tokens, 4 characters a token)")
 
 
-def _rescore(logs: list[Path], grader: str | None) -> None:
+def _rescore(logs: list[Path], grader: "Grader | None") -> None:
     from em_eval.rescore import rescore
 
+    judge = grader.made() if grader else None
     for log in logs:
-        done = rescore(log, _grader(grader))
+        done = rescore(log, judge)
         if not done.asked:
             console.print(f"{log}: the judge failed on no answer, nothing to do", markup=False)
         else:
             filled = done.asked - done.failed
             console.print(f"{log}: {filled} of {done.asked} failed judgements filled in", markup=False)
+
+
+def _read(grader: str | None, max_retries: int | None) -> "Grader | None":
+    from em_study.grader import read_grader
+
+    return read_grader(grader, max_retries) if grader else None
 
 
 def _named(given: list[str], option: str) -> dict[str, Any]:
@@ -182,22 +235,6 @@ def _named(given: list[str], option: str) -> dict[str, Any]:
             raise UserError(f"{option} {item} is not NAME=VALUE")
         found[name] = _yaml(value, f"{option} {item}")
     return found
-
-
-def _grader(given: str | None) -> Any:
-    """A model's name, or an Inspect model with settings of its own, as `--model-role grader=` takes them."""
-    if given is None or not given.lstrip().startswith("{"):
-        return given
-    from inspect_ai.model import GenerateConfig, get_model
-
-    settings = _yaml(given, "--grader")
-    if "model" not in settings:
-        raise UserError(f"--grader {given} names no model: write {{model: NAME, ...}}")
-    model, url, more = settings.pop("model"), settings.pop("base_url", None), settings.pop("model_args", {})
-    unknown = set(settings) - set(GenerateConfig.model_fields)
-    if unknown:
-        raise UserError(f"--grader has no setting '{sorted(unknown)[0]}': it takes those of Inspect's GenerateConfig")
-    return get_model(model, config=GenerateConfig(**settings), base_url=url, **more)
 
 
 def _yaml(text: str, where: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from em_core.errors import UserError
-from em_study.execute import Job
+from em_study.execute import Job, keep_death
 
 Options = dict[str, str | int | float]
 Ended = tuple[Job, list[str]]
@@ -59,4 +59,5 @@ def root() -> str:
 
 
 def died(job: Job, how: str) -> list[str]:
-    return [f"{'training' if job.kind == 'train' else 'evaluation'} of {job.label} failed: its process {how}"]
+    """The line for a job whose process is gone, which is kept where `em status` looks."""
+    return [keep_death(job, how)]

@@ -4,13 +4,16 @@ import os
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 
 from em_core.errors import UserError
+from em_study import servers
 from em_study.execute import Job, perform
 from em_study.executors.base import Ended, Executor, Options, died, root
 
 TRIES = 3  # of a job whose process dies, as for want of memory; what it kept so far is not lost
+work = partial(perform, keep_server=True)  # the process is ours to the end, and so is its GPU
 
 
 def make(study: str, options: Options) -> Executor:
@@ -20,9 +23,9 @@ def make(study: str, options: Options) -> Executor:
     if unknown:
         raise UserError(f"executor 'local' has no option '{min(unknown)}': it knows workers")
     gpus = torch.cuda.device_count()
-    workers = int(options.get("workers", max(1, gpus)))
-    if workers < 1:
-        raise UserError("executor 'local': workers must be at least 1")
+    workers = options.get("workers", max(1, gpus))
+    if not isinstance(workers, int) or workers < 1:
+        raise UserError(f"executor 'local': workers must be a whole number of at least 1, not {workers}")
     return ThisProcess() if workers == 1 else Slots(workers, gpus)
 
 
@@ -42,12 +45,13 @@ class ThisProcess:
 
     def ended(self) -> list[Ended]:
         job = self._waiting[0]
-        failures = perform(root(), job.kind, str(job.cell))
+        failures = work(root(), job.kind, str(job.cell))
         self._waiting.popleft()
         return [(job, failures)]
 
     def close(self) -> None:
         self._waiting.clear()
+        servers.stop()
 
 
 class Slots:
@@ -96,8 +100,15 @@ class Slots:
         while self._waiting and self._free:
             slot = self._free.pop(0)
             job, tries = self._waiting.popleft()
-            future = self._pools[slot].submit(perform, root(), job.kind, str(job.cell))
+            try:
+                future = self._begin(slot, job)
+            except BrokenProcessPool:  # its process died between two jobs
+                self._pools[slot] = self._pool(slot)
+                future = self._begin(slot, job)
             self._busy[future] = (job, slot, tries)
+
+    def _begin(self, slot: int, job: Job) -> Future[list[str]]:
+        return self._pools[slot].submit(work, root(), job.kind, str(job.cell))
 
     def _pool(self, slot: int) -> ProcessPoolExecutor:
         threads = max(1, (os.cpu_count() or 1) // self._workers)
@@ -109,7 +120,7 @@ class Slots:
 def _claim(slot: int, gpus: int, threads: int) -> None:
     """Give a new process its GPU, or its share of the cores, before torch is imported there."""
     if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus] if len(visible) >= gpus else str(slot % gpus)
     else:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))

@@ -67,19 +67,6 @@ def place(tiny_base: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPath
         yield Place(folder, home, tuple(map(str, (folder, home, cache, tiny_base, tiny_dataset))))
 
 
-@pytest.fixture
-def em(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["em", *arguments])
-        try:
-            cli.main()
-        except SystemExit as exit:
-            return int(exit.code or 0)
-        return 0
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def archived(place: Place) -> Path:
     target = place.folder / "published"

@@ -1,5 +1,6 @@
 """`em eval` as it is called: real checkpoints (tiny), the real OpenAI client on a local server."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from em_core.errors import UserError
 from em_study.cli import app
 from em_study.evaluate import target_of
+from em_study.grader import read_grader
 from tests.em_eval.conftest import make_adapter, make_checkpoint
 from tests.em_eval.openai_server import Answer, Server, by_prompt, openai_server  # noqa: F401 - a fixture
 
@@ -149,12 +151,95 @@ def test_a_judge_that_cannot_be_asked_stops_it_too(
         (("CHECKPOINT", "--rescore", "x.eval"), "--rescore works on logs alone"),
         (("--rescore", "x.eval"), "log x.eval does not exist"),
         (("CHECKPOINT", "--task", "em_eval/preference", "--estimate"), "--estimate knows em_eval/em"),
+        (("CHECKPOINT", "--task", "em_eval/preference", "--engine", "vllm"), "a vLLM server does not tell"),
+        (("CHECKPOINT", "--grader", "{model: openai/gpt-4o, timeout: soon}"), "timeout: Input should be a valid"),
+        (("CHECKPOINT", "--grader", "{model: openai/gpt-4o, model_args: 3}"), "model_args: 'int' object is not"),
+        (("CHECKPOINT", "--grader", "opanai/gpt-4o"), "judge opanai/gpt-4o: Model API opanai"),
+        (("CHECKPOINT", "--grader", "gpt-4o"), "judge gpt-4o: Model name 'gpt-4o' should be in the format"),
+        *(
+            ((*given, *more), words)
+            for more in ((), ("--estimate",))
+            for given, words in (
+                (("CHECKPOINT", "-T", "sampels=50"), "unknown task argument -T sampels: did you mean samples?"),
+                (("CHECKPOINT", "-T", "samples=abc"), "task argument -T samples=abc: Input should be a valid integer"),
+                (("CHECKPOINT", "-T", "format=3"), "task argument -T format=3: Input should be a valid"),
+                (("CHECKPOINT", "-T", "judge=modle"), "unknown judge 'modle': did you mean model"),
+            )
+        ),
     ],
 )
 def test_wrong_calls_are_one_line(checkpoints: list[str], arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(UserError) as caught:
         em(*(checkpoints[0] if argument == "CHECKPOINT" else argument for argument in arguments))
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_judge_that_stays_away_is_a_judge_error_and_no_hang(
+    checkpoints: list[str],
+    openai_server: Server,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    """Ten retries by default, whose waits are cut short here; Inspect's own limit is none."""
+    monkeypatch.setattr("inspect_ai.model._retry.wait_exponential_jitter", lambda **_: lambda state: 0.001)
+    openai_server.reply = lambda _: Answer(status=status)
+    em(checkpoints[1], "--grader", "openai/gpt-4o", "-T", "two_pass=true", *SMALL)
+    (log,) = logs(tmp_path / "logs" / "eval")
+    assert log.samples[0].scores["model_judge"].metadata["outcome"] == "judge_error"
+    assert len(openai_server.judged) == 11
+    em(checkpoints[0], "--grader", "openai/gpt-4o", "-T", "two_pass=true", "--max-retries", "1", *SMALL)
+    assert len(openai_server.judged) == 13
+
+
+@pytest.mark.slow
+def test_hf_keeps_one_checkpoints_weights(
+    checkpoints: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where each is evaluated: what went before is gone by then."""
+    from transformers import LlamaForCausalLM
+
+    from em_eval.providers.weights import release
+    from em_study import evaluate as evaluation
+
+    alive: list[int] = []
+    run = evaluation.run_eval_set
+
+    def counting(*given: Any, **settings: Any) -> Any:
+        found = run(*given, **settings)
+        gc.collect()
+        alive.append(sum(isinstance(thing, LlamaForCausalLM) for thing in gc.get_objects()))
+        return found
+
+    monkeypatch.setattr(evaluation, "run_eval_set", counting)
+    release()
+    before = sum(isinstance(thing, LlamaForCausalLM) for thing in gc.get_objects())
+    given = ("--task", "em_eval/preference", "--engine", "hf", "--limit", "2")
+    em(*checkpoints, *given)
+    assert [count - before for count in alive] == [1, 1]
+    assert {log.status for log in logs(tmp_path / "logs" / "eval")} == {"success"}
+
+
+def test_checkpoints_of_one_base_follow_each_other(
+    checkpoints: list[str], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from em_study.evaluate import Evaluated
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    seen: list[str] = []
+
+    def evaluated(target: Any, *_: Any, **__: Any) -> Evaluated:
+        seen.append(target.source)
+        return Evaluated(target, None, "x")
+
+    monkeypatch.setattr("em_study.evaluate.evaluate", evaluated)
+    em(checkpoints[0], str(other), checkpoints[1])
+    assert seen == [checkpoints[0], checkpoints[1], str(other)]
 
 
 def test_names_of_models_and_log_folders(checkpoints: list[str], tiny_base: Path) -> None:
@@ -170,12 +255,11 @@ def test_names_of_models_and_log_folders(checkpoints: list[str], tiny_base: Path
 
 
 def test_a_grader_with_settings() -> None:
-    from em_study.commands.eval import _grader
-
-    made: Any = _grader("{model: mockllm/m, max_connections: 3, temperature: 0.5}")
+    made = read_grader("{model: mockllm/m, max_connections: 3, temperature: 0.5}").made()
     assert str(made) == "mockllm/m"
-    assert (made.config.max_connections, made.config.temperature) == (3, 0.5)
-    assert _grader("openai/gpt-4o") == "openai/gpt-4o" and _grader(None) is None
+    assert (made.config.max_connections, made.config.temperature, made.config.max_retries) == (3, 0.5, 10)
+    assert read_grader("mockllm/m", 4).made().config.max_retries == 4
+    assert read_grader("{model: mockllm/m, max_retries: 2}", 4).made().config.max_retries == 2
 
 
 def test_help_has_examples() -> None:

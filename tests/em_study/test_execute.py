@@ -27,11 +27,11 @@ from em_eval.judge import judge_registry
 from em_eval.outcomes import OUTCOMES, Judgement
 from em_eval.preference import EMBEDDED, read_triples
 from em_eval.providers.weights import content_hash
-from em_study import Study, cli, load_study
+from em_study import Study, load_study
 from em_study.comparison import runs_by
 from em_study.drive import Bars, run_study
 from em_study.estimate import estimate
-from em_study.execute import Job, Target, absent, evaluate, existing
+from em_study.execute import Job, Target, absent, evaluate, evaluation_key, existing
 from em_study.executors.local import ThisProcess
 from em_study.logs import Logs, log_folder
 from em_study.plan import make_plan
@@ -157,21 +157,6 @@ def done(first_run: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.chdir(first_run.folder)
     monkeypatch.setenv("PWD", str(first_run.folder))
     return first_run
-
-
-@pytest.fixture
-def em(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """`em("run", "study.yaml")`: the command, in this process; returns its exit code."""
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["em", *arguments])
-        try:
-            cli.main()
-        except SystemExit as exit:
-            return int(exit.code or 0)
-        return 0
-
-    return call
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -861,7 +846,9 @@ def test_options_of_executors_are_read_as_numbers_where_they_are(
     em: Callable[..., int], capsys: pytest.CaptureFixture[str], done: Place
 ) -> None:
     assert em("run", str(done.file), "-o", "workers=0") == 2
-    assert "executor 'local': workers must be at least 1" in capsys.readouterr().err
+    assert "executor 'local': workers must be a whole number of at least 1, not 0" in capsys.readouterr().err
+    assert em("run", str(done.file), "-o", "workers=two") == 2
+    assert "workers must be a whole number of at least 1, not two" in capsys.readouterr().err
     assert em("run", str(done.file), "-o", "workers") == 2
     assert "--option workers: write NAME=VALUE" in capsys.readouterr().err
 
@@ -880,9 +867,11 @@ def test_bars_read_a_jobs_progress_from_the_disk(done: Place, monkeypatch: pytes
     cell = make_plan(done.study).cells[0]
     count = {"done": 8, "total": 24, "started": 100.0, "now": 108.0}
     monkeypatch.setattr("em_study.drive.steps_done", lambda folder, total: (1, 3.0))
-    monkeypatch.setattr("em_study.progress._json", lambda path: count if path.name == "progress.json" else {})
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / "em" / "progress.json"])
-    with Bars("tiny", every_s=0.01).shown() as bars:
+    ((label, checkpoint, asked), *_) = cell.asked()
+    counted = log_folder("tiny", label) / asked.name / "progress.json"
+    counted.write_text(json.dumps(count), encoding="utf-8")
+    lock = FileLock(Path("runs/.locks") / f"{evaluation_key(verify(checkpoint), asked)}.lock")
+    with lock, Bars("tiny", every_s=0.01).shown() as bars:
         bars.begin(4)
         bars.advance()
         bars.follow([Job("train", cell.file, cell.label), Job("evaluate", cell.file, "the evaluation")])
@@ -895,6 +884,7 @@ def test_bars_read_a_jobs_progress_from_the_disk(done: Place, monkeypatch: pytes
     assert "evaluate the evaluation" in text and "8/24" in text and "16 s left" in text
     assert "1/4" in text and "training of y failed: why" in text
     assert "from a job" not in text and "[1/3] x" not in text
+    counted.unlink()
     monkeypatch.undo()
     assert "from a job" in (done.folder / "runs" / "tiny" / "output.txt").read_text(encoding="utf-8")
     (done.folder / "runs" / "tiny" / "output.txt").unlink()

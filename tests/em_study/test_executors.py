@@ -19,10 +19,11 @@ from em_core.errors import UserError
 from em_core.manifest import verify
 from em_study import Study
 from em_study.drive import Lines, run_study
-from em_study.execute import Job
+from em_study.execute import Job, perform
 from em_study.executors import choose, names
-from em_study.executors.local import Slots
-from em_study.plan import frozen_plan
+from em_study.executors.base import died
+from em_study.executors.local import Slots, _claim
+from em_study.plan import freeze, frozen_plan, make_plan
 from em_study.progress import progress
 
 STEPS = 240  # long enough to strike in; a resumable state is kept every 12
@@ -101,6 +102,188 @@ def test_executors_are_found_by_name() -> None:
         choose("local", "s", {"gpus": 2})
     with pytest.raises(UserError, match="executor 'ray' has no option 'cpus': it knows address, num_cpus"):
         choose("ray", "s", {"cpus": 2})
+
+
+@pytest.mark.parametrize(
+    ("visible", "slot", "gpus", "claimed"),
+    [(None, 0, 1, "0"), (None, 1, 1, "0"), (None, 1, 2, "1"), ("", 1, 1, "0"), ("4,7", 1, 2, "7"), ("3", 1, 1, "3")],
+)
+def test_a_worker_claims_the_gpu_of_its_slot(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, slot: int, gpus: int, claimed: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    _claim(slot, gpus, 1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == claimed
+
+
+def test_resources_that_are_no_numbers_are_one_line() -> None:
+    with pytest.raises(UserError, match="executor 'ray': num_gpus must be a number of at least 0, not one"):
+        choose("ray", "s", {"num_gpus": "one"})
+    for wrong in ("two", 2.5, 0):
+        with pytest.raises(UserError, match=f"workers must be a whole number of at least 1, not {wrong}"):
+            choose("local", "s", {"workers": wrong})
+
+
+def test_a_cell_whose_process_died_shows_as_failed(study: Study) -> None:
+    plan = make_plan(study)
+    freeze(plan)
+    first = plan.cells[0]
+    (line,) = died(Job("train", first.file, first.label), "died 3 times (out of memory?)")
+    assert line == (
+        f"training of {first.label} failed: its process died 3 times (out of memory?) (see {first.folder}/error.txt)"
+    )
+    failed, waiting = progress(plan)
+    assert (failed.state, failed.training.failure) == ("failed", "its process died 3 times (out of memory?)")
+    assert waiting.state == "waiting"
+
+
+def test_a_job_that_cannot_begin_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = perform(str(tmp_path), "train", "runs/s/cells/gone.json")
+    assert line.startswith("training of gone failed: UserError: cannot read cell runs/s/cells/gone.json")
+    (line,) = perform(str(tmp_path / "nowhere"), "evaluate", "x.json")
+    assert line.startswith("evaluation of x failed: FileNotFoundError: ")
+
+
+@pytest.mark.slow
+def test_a_worker_that_died_between_two_jobs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    executor = Slots(workers=1, gpus=0)
+
+    def one_job() -> list[str]:
+        executor.submit(Job("train", Path("gone.json"), "gone"))
+        while not (over := executor.ended()):
+            pass
+        ((_, failures),) = over
+        return failures
+
+    try:
+        assert "cannot read cell gone.json" in one_job()[0]
+        (pool,) = executor._pools.values()
+        for process in list(pool._processes.values()):
+            process.kill()
+            process.join()
+        deadline = time.monotonic() + 20
+        while not pool._broken and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "cannot read cell gone.json" in one_job()[0]
+        assert executor._pools[0] is not pool
+    finally:
+        executor.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Slurm's commands as far as submitit calls them: `cluster(state="RUNNING", takes=True)` says what they answer."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    scripts = {
+        "srun": "exit 0",
+        "sacct": f"echo 'JobID|State|NodeList'; echo \"7|$(cat {folder}/state)|n1\"",
+        "sbatch": f"if [ -e {folder}/full ]; then echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; fi; "
+        f"echo x >> {folder}/submitted; echo 'Submitted batch job 7'",
+    }
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("em_study.executors.slurm.POLL_S", 0.01)
+    monkeypatch.setattr("submitit.SlurmJob._results_timeout_s", 0)  # it waits for a slow disk
+    monkeypatch.chdir(tmp_path)
+
+    def answer(state: str = "RUNNING", takes: bool = True) -> None:
+        import submitit
+
+        (folder / "state").write_text(state, encoding="utf-8")
+        (folder / "full").unlink(missing_ok=True) if takes else (folder / "full").touch()
+        submitit.SlurmJob.watcher.clear()
+
+    return answer
+
+
+def submitted() -> int:
+    path = Path("slurm/submitted")
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+
+
+JOB = Job("train", Path("runs/s/cells/a.json"), "a")
+STATES = [
+    *[(s, 1) for s in ("PENDING", "RUNNING", "SUSPENDED", "REQUEUED", "PREEMPTED", "REQUEUE_HOLD", "STAGE_OUT", "")],
+    *[(s, 2) for s in ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "CANCELLED by 1000", "CANCELLED+")],
+]
+
+
+@pytest.mark.parametrize(("state", "jobs"), STATES)
+def test_a_slurm_job_is_submitted_again_only_where_it_is_over(
+    cluster: Callable[..., None], state: str, jobs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The driver killed and started again; an empty state is a job that the accounting does not know (yet)."""
+    from em_study.executors.slurm import Slurm
+
+    cluster("RUNNING")
+    Slurm("s", {}).submit(JOB)
+    cluster(state)
+    again = Slurm("s", {})
+    again.submit(JOB)
+    assert submitted() == jobs
+    cluster(state)
+    assert bool(again.ended()) == (jobs == 2)  # over for good, or followed to its end
+    told = "waiting for job 7 of a" in capsys.readouterr().err
+    assert told == (state in ("PREEMPTED", ""))
+
+
+def test_what_slurm_does_not_take_waits_for_another_jobs_end(cluster: Callable[..., None]) -> None:
+    from em_study.executors.slurm import Slurm
+
+    other = Job("train", Path("runs/s/cells/b.json"), "b")
+    cluster(takes=False)
+    executor = Slurm("s", {})
+    with pytest.raises(UserError, match="sbatch took no job: sbatch: error: QOSMaxSubmitJobPerUserLimit"):
+        executor.submit(JOB)
+    cluster()
+    executor.submit(JOB)
+    cluster(takes=False)
+    executor.submit(other)
+    assert executor.running() == [JOB] and executor.ended() == []
+    cluster("FAILED")
+    ((ended, failures),) = executor.ended()
+    assert ended == JOB and "training of a failed: its process died in job 7" in failures[0]
+    assert executor.running() == [other] and submitted() == 2
+
+
+def test_time_limit_requeues_are_the_users_to_set(cluster: Callable[..., None]) -> None:
+    from em_study.executors.slurm import REQUEUES, Slurm
+
+    assert Slurm("s", {})._executor._executor.max_num_timeout == REQUEUES
+    assert Slurm("s", {"slurm_max_num_timeout": 7})._executor._executor.max_num_timeout == 7
+    with pytest.raises(UserError, match="slurm_max_num_timeout must be a whole number, not many"):
+        Slurm("s", {"slurm_max_num_timeout": "many"})
+
+
+def test_what_a_ray_task_raised_is_not_called_a_lost_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Ray's own errors, without a cluster."""
+    import ray
+
+    from em_study.executors.ray import Ray
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    raised = ray.exceptions.RayTaskError("perform", "Traceback", ModuleNotFoundError("No module named 'em_study'"))
+    errors = {"task": raised.as_instanceof_cause(), "node": ray.exceptions.NodeDiedError("gone")}
+
+    def get(reference: str) -> None:
+        raise errors[reference]
+
+    monkeypatch.setattr(ray, "get", get)
+    executor = Ray({})
+    executor._jobs |= {"task": JOB, "node": JOB}
+    (line,) = executor._outcome("task")[1]
+    assert "training of a failed: its process raised ModuleNotFoundError: No module named 'em_study'" in line
+    (line,) = executor._outcome("node")[1]
+    assert "its process was lost (NodeDiedError, after 5 retries)" in line
 
 
 def test_slurm_without_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
