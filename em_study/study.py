@@ -200,6 +200,7 @@ class Study(_Frozen):
     max_length: int = Field(512, ge=8)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSettings = LoraSettings()
+    lora_of_base: dict[str, dict[str, Any]] = Field({}, description="by base model, what differs from `lora` on it")
     held_out_fraction: float = Field(0.1, gt=0, lt=0.5)
     gradient_checkpointing: bool = False
     checkpoints: StepNames = (0, -1)
@@ -228,6 +229,18 @@ class Study(_Frozen):
         if self.base_revision is not None and len(self.base_model) > 1:
             raise ValueError("base_revision fits one base_model only: make a study for each")
         return self
+
+    @model_validator(mode="after")
+    def _lora_fits(self) -> "Study":
+        for base in self.lora_of_base:
+            if base not in self.base_model:
+                raise ValueError(f"lora_of_base names {base}, which is not in base_model")
+            self.lora_on(base)
+        return self
+
+    def lora_on(self, base: str) -> LoraSettings:
+        """The LoRA settings of one base model."""
+        return LoraSettings.model_validate(self.lora.model_dump() | self.lora_of_base.get(base, {}))
 
     def place(self, *location: int | str) -> str:
         """`FILE:LINE: FIELD: `, to begin a line about one of its parts with; empty where it is from no file."""
@@ -345,7 +358,7 @@ def _cell(study: Study, point: _Point, uncounted: dict[str, str] | None) -> Cell
         "base_revision": study.base_revision,
         "dataset": point.dataset,
         "optimiser": OptimiserConfig(name=axis.name, lr=point.lr, hyperparameters=axis.hyperparameters),
-        "lora": study.lora,
+        "lora": study.lora_on(point.base),
         "batch_size": point.batch,
         "micro_batch_size": study.micro_batch_size and min(study.micro_batch_size, point.batch),
         "warmup_steps": study.warmup_steps,

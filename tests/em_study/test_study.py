@@ -355,6 +355,17 @@ def test_an_evaluation_may_ask_for_some_of_the_kept_steps() -> None:
         list(cells(study(steps=34, checkpoints="log:5", evaluations=[evaluation | {"checkpoints": [7, -1]}])))
 
 
+def test_lora_may_differ_on_one_base() -> None:
+    bases = ["some/dense", "some/experts"]
+    found = study(base_model=bases, lora={"rank": 8}, lora_of_base={"some/experts": {"target_modules": ["q_proj"]}})
+    dense, experts = (cell.config.lora for cell in cells(found))
+    assert (dense.rank, len(dense.target_modules)) == (8, 7)
+    assert (experts.rank, experts.target_modules) == (8, ("q_proj",))
+    for wrong in ({"other": {"rank": 4}}, {"some/dense": {"rnk": 4}}):
+        with pytest.raises(ValidationError, match="not in base_model|rnk"):
+            study(base_model=bases, lora_of_base=wrong)
+
+
 def test_an_arm_may_have_a_penalty() -> None:
     arm = {"dataset": "finance_bad", "optimiser": "adamw", "penalty": {"name": "spectral", "strength": 3}}
     plain, penalised = cells(study(arms=[arm]))
