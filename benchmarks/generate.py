@@ -112,7 +112,7 @@ def _inspect(variant: Variant, adapter: Path, samples: int, tokens: int, work: W
     from inspect_ai import Epochs, Task, eval
     from inspect_ai.dataset import MemoryDataset, Sample
     from inspect_ai.model import GenerateConfig, ModelInfo, get_model, set_model_info
-    from inspect_ai.solver import Generate, Solver, TaskState, solver
+    from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
     import em_eval  # noqa: F401  (makes peft/ known)
     from em_study.evaluate import ENGINES
@@ -121,8 +121,8 @@ def _inspect(variant: Variant, adapter: Path, samples: int, tokens: int, work: W
     def seeded() -> Solver:
         """Every answer has random numbers of its own, alike in every run."""
 
-        async def solve(state: TaskState, generate: Generate) -> TaskState:
-            return await generate(state, seed=10_000 * int(state.sample_id) + state.epoch)
+        async def solve(state: TaskState, call: Generate) -> TaskState:
+            return await call(state, seed=10_000 * int(state.sample_id) + state.epoch)
 
         return solve
 
@@ -136,7 +136,7 @@ def _inspect(variant: Variant, adapter: Path, samples: int, tokens: int, work: W
     work.loading += time.monotonic() - started
     task = Task(
         dataset=MemoryDataset([Sample(id=i, input=text) for i, text in enumerate(PROMPTS)]),
-        solver=seeded() if ours else None,
+        solver=seeded() if ours else generate(),
         epochs=Epochs(samples, []),
         config=GenerateConfig(temperature=1.0, top_p=1.0, max_tokens=tokens),
     )

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import SFTConfig
 
 from em_core.models import quiet_transformers
@@ -86,14 +87,16 @@ def measure(prepared: Prepared, steps: int) -> tuple[list[float], list[float], l
             logging_strategy="no",
             disable_tqdm=True,
         )
-        EMTrainer(
+        trainer = EMTrainer(
             model=model,
             args=arguments,
             train_dataset=rows(prepared),
             processing_class=prepared.tokenizer,
             recorder=recorder,
             penalty=penalty,
-        ).train()
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
         seconds = [row["seconds"] for row in recorder.rows[2:]]  # the first two warm up, and have B = 0
     return seconds[0::2], seconds[1::2], penalty.alone[1:], pairs
 

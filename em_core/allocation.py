@@ -1,4 +1,4 @@
-"""Memory of CPU tensors: freed blocks are used again instead of going back to the system."""
+"""Memory of CPU tensors: freed blocks are used again instead of going back to the system; running out of it."""
 
 import ctypes
 import gc
@@ -13,9 +13,9 @@ BLOCK = 256 * 1024**2
 def reuse_freed_memory() -> None:
     """Ask the C library to keep freed blocks of up to 256 MiB for the next tensor.
 
-    Otherwise each large tensor is mapped anew and its pages are cleared one by one, which took a fifth of a training
-    step of SmolLM2-135M on two cores (16 rows: 3.6 s against 2.8 s; the peak of memory rose from 5.1 to 6.3 GB). Does
-    nothing where there is no glibc.
+    Otherwise each large tensor is mapped anew and its pages are cleared one by one. How much that takes depends on the
+    shapes: a quarter of a step of plain TRL on two cores, 3 % of ours (benchmarks/train_step.py), for 0.2 GiB more at
+    the peak. Does nothing where there is no glibc.
     """
     if sys.platform != "linux":
         return
@@ -33,3 +33,11 @@ def return_freed_memory() -> None:
     gc.collect()
     if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         malloc_trim(0)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it is torch's, of a GPU, or that of its CPU allocator, a plain RuntimeError (Linux and Mac, Windows)."""
+    import torch
+
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "not enough memory" in said

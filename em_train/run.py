@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
-from em_core.allocation import reuse_freed_memory
+from em_core.allocation import is_out_of_memory, reuse_freed_memory
 from em_core.errors import UserError
 from em_core.models import quiet_transformers
 from em_train import kept_checkpoints, processes, progress
@@ -90,7 +90,7 @@ def _memory_errors_in_words(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # GPU, CPU
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"out of memory ({next(iter(str(error).splitlines()), 'no details')}): lower micro_batch_size (it is "

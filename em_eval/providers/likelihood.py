@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from em_core.allocation import is_out_of_memory
 from em_core.chat import Message, render
 from em_core.errors import UserError
 from em_core.models import head_logits
-from em_eval.providers.memory import is_out_of_memory
 from em_eval.providers.reading import Read, read_answers
 from em_eval.providers.weights import Loaded
 

@@ -28,13 +28,13 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from em_core.allocation import is_out_of_memory
 from em_core.chat import Message, render
 from em_core.errors import UserError
 from em_eval.batching import Batcher, Deliver
 from em_eval.errors import as_prerequisite
 from em_eval.model_names import split_hash
 from em_eval.providers.decoding import Completion, Stopped, complete, encode, overflow
-from em_eval.providers.memory import is_out_of_memory
 from em_eval.providers.sampling import Sampling
 from em_eval.providers.weights import Loaded, content_hash, load
 

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+BLOCK = 256  # ids
+# splitmix64's constants, as signed 64-bit integers.
+GOLDEN, MIX_1, MIX_2 = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,10 @@ def stream(seed: int, length: int) -> Tensor:
 def draw(logits: Tensor, uniform: Tensor, how: Sampling) -> Tensor:
     """The next token (n,) of each row, from logits (n, vocabulary) and one uniform number a row (n,).
 
-    Inverse of the cumulative distribution over tokens in the order of their ids, after temperature, top_k and top_p
-    in transformers' order. By id, since two tokens of almost equal chance would change places under rounding, and
-    the draw with them.
+    After temperature, top_k and top_p in transformers' order the token is the one of largest score + Gumbel noise
+    (Gumbel 1954), and noise belongs to a row's number and a token's id: scores that differ by rounding give another
+    token about as seldom as they must. (The inverse of the cumulative distribution does not do that: every one of
+    the vocabulary's boundaries moves a little.)
     """
     if how.temperature == 0:
         return logits.argmax(dim=-1)
@@ -39,14 +45,33 @@ def draw(logits: Tensor, uniform: Tensor, how: Sampling) -> Tensor:
         scores, tokens = scores.topk(min(how.top_k or scores.shape[-1], scores.shape[-1]))
         chances = scores.softmax(dim=-1)
         before = chances.cumsum(dim=-1) - chances  # the likeliest tokens that together reach top_p stay
-        chances = chances.masked_fill(before >= how.top_p, 0.0)
-        tokens, order = tokens.sort(dim=-1)
-        return tokens.gather(-1, _invert(chances.gather(-1, order), uniform))[:, 0]
-    return _invert(scores.softmax(dim=-1), uniform)[:, 0]
+        scores = scores.masked_fill(before >= how.top_p, -torch.inf)
+        if how.top_k:
+            return tokens.gather(-1, (scores + _gumbel(uniform, tokens)).argmax(dim=-1, keepdim=True))[:, 0]
+        scores = torch.empty_like(scores).scatter_(-1, tokens, scores)
+    return _in_two_steps(scores, uniform)
 
 
-def _invert(chances: Tensor, uniform: Tensor) -> Tensor:
-    """The place (n, 1) where the cumulative sum of `chances` (n, k), not normalised, passes `uniform` (n,) of it."""
-    reached = chances.cumsum(dim=-1, dtype=torch.float64)
-    wanted = uniform[:, None] * reached[:, -1:]
-    return torch.searchsorted(reached, wanted, right=True).clamp_(max=reached.shape[-1] - 1)
+def _in_two_steps(scores: Tensor, uniform: Tensor) -> Tensor:
+    """The same distribution with noise for few tokens: first a block of ids by its mass, then one of the block."""
+    rows, count = scores.shape
+    blocks = F.pad(scores, (0, -count % BLOCK), value=-torch.inf).view(rows, -1, BLOCK)
+    places = torch.arange(blocks.shape[1] + BLOCK, device=scores.device)
+    noise = _gumbel(uniform, places.expand(rows, -1))
+    block = (blocks.logsumexp(dim=-1) + noise[:, BLOCK:]).argmax(dim=-1)
+    inside = blocks[torch.arange(rows, device=scores.device), block] + noise[:, :BLOCK]
+    return block * BLOCK + inside.argmax(dim=-1)
+
+
+def _gumbel(uniform: Tensor, places: Tensor) -> Tensor:
+    """Gumbel noise (n, k), float64, of each row's number (n,) and places (n, k): splitmix64 (Steele et al. 2014)."""
+    key = (uniform * 2**53).to(torch.int64)[:, None]
+    mixed = _mix(_mix(key) + (places + 1) * GOLDEN)
+    return -(-(((mixed >> 11) & (2**53 - 1)) + 0.5).mul(2.0**-53).log()).log()
+
+
+def _mix(state: Tensor) -> Tensor:
+    """splitmix64's output function, on 64-bit integers that wrap around."""
+    for shift, factor in ((30, MIX_1), (27, MIX_2)):
+        state = (state ^ ((state >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return state ^ ((state >> 31) & (2**33 - 1))

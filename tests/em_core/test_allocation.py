@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from em_core.allocation import is_out_of_memory
 
 # A block of 64 MB, asked for and given back again and again: page faults in all.
 FAULTS = """
@@ -26,3 +29,9 @@ def test_a_freed_block_is_used_again() -> None:
         return int(done.stdout)
 
     assert faults("reuse") < faults("as it is") / 2
+
+
+def test_running_out_of_memory_is_recognised_by_the_allocators_own_error() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value) and not is_out_of_memory(RuntimeError("shapes differ"))

@@ -236,7 +236,7 @@ def test_where_memory_runs_out_half_as_many_are_tried(tiny_checkpoint: Path, mon
     def room_for_two(loaded: Loaded, read: Read) -> list[float]:
         tried.append(len(read.chosen))
         if len(read.chosen) > 2:
-            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 5 bytes.")
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes.")
         return totals(loaded, read)
 
     totals = likelihood._totals

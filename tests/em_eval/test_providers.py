@@ -52,7 +52,7 @@ from em_eval.providers.decoding import Completion, _Run, encode, overflow
 from em_eval.providers.likelihood import answer_likelihoods
 from em_eval.providers.peft import PeftAPI
 from em_eval.providers.reading import read_prompts
-from em_eval.providers.sampling import Sampling, draw, stream
+from em_eval.providers.sampling import BLOCK, GOLDEN, Sampling, _mix, draw, stream
 from em_eval.providers.slots import Slots
 from em_eval.providers.weights import Loaded, load_apart
 from tests.em_eval.conftest import grader, make_adapter
@@ -301,6 +301,41 @@ def test_draws_of_one_row_after_another_follow_the_softmax() -> None:
     assert chisquare(counts[:5], expected[:5]).pvalue > 0.001
 
 
+def test_draws_from_several_blocks_of_ids_follow_the_softmax() -> None:
+    """Three blocks, the last one not full and the second without any chance."""
+    logits = 2 * torch.randn(3 * BLOCK - 5, generator=torch.Generator().manual_seed(0))
+    logits[BLOCK : 2 * BLOCK] = -torch.inf
+    rows = 20_000
+    uniform = torch.rand(rows, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    counts = torch.bincount(draw(logits.expand(rows, -1), uniform, Sampling(1)), minlength=len(logits))
+    expected = torch.softmax(logits.double(), 0) * rows
+    often = expected > 20
+    assert counts[BLOCK : 2 * BLOCK].sum() == 0 and often[:BLOCK].any() and often[2 * BLOCK :].any()
+    seen, due = ([*values[often].tolist(), float(values[~often].sum())] for values in (counts, expected))
+    assert chisquare(seen, due).pvalue > 0.001
+
+
+def test_noise_is_splitmix64s() -> None:
+    """Its published generator, in Python's integers."""
+    state, whole = 1234567, 2**64 - 1
+    for place in range(1, 6):
+        state = (state + 0x9E3779B97F4A7C15) & whole
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & whole
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & whole
+        assert int(_mix(1234567 + torch.tensor(place) * GOLDEN)) & whole == z ^ (z >> 31)
+
+
+def test_rounding_changes_next_to_no_draw() -> None:
+    """4,000 draws from 50,000 tokens, with logits a hundred-thousandth apart: the distributions differ by 4e-6."""
+    chance = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(100, 50_000, generator=chance)
+    other = logits + 1e-5 * torch.randn(logits.shape, generator=chance)
+    changed = 0
+    for uniform in torch.rand(40, 100, generator=chance, dtype=torch.float64):
+        changed += int((draw(logits, uniform, Sampling(1)) != draw(other, uniform, Sampling(1))).sum())
+    assert changed <= 1
+
+
 @pytest.mark.parametrize(
     ("how", "left"),
     [
@@ -318,7 +353,7 @@ def test_top_k_and_top_p_leave_the_likeliest(how: Sampling, left: list[int]) -> 
 
 
 def test_a_draw_does_not_turn_on_the_order_of_almost_equal_tokens() -> None:
-    """Rounding may swap two tokens of one chance in the ranking; the draw is by id."""
+    """Rounding may swap two tokens of one chance in the ranking; noise belongs to the id."""
     logits = torch.tensor([[1.0, 1.0 + 1e-6, 0.0], [1.0 + 1e-6, 1.0, 0.0]])
     for u in (0.1, 0.45, 0.6, 0.95):
         one, two = draw(logits, torch.tensor([u, u]), Sampling(1, top_k=2)).tolist()
@@ -405,7 +440,7 @@ def test_less_memory_means_smaller_batches_and_the_same_answers(
 
     def small(self: Slots, model: Any, ids: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
         if ids.shape[1] == 1 and len(ids) > 2:
-            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return forward(self, model, ids, *rest, **kwargs)
 
     monkeypatch.setattr(Slots, "forward", small)
@@ -444,7 +479,7 @@ def test_what_memory_alone_cannot_hold_fails_alone(tiny_adapter: Path, monkeypat
 
     def small(self: Slots, model: Any, ids: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
         if ids.shape[1] > 400:
-            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return forward(self, model, ids, *rest, **kwargs)
 
     monkeypatch.setattr(Slots, "forward", small)

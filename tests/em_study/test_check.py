@@ -206,7 +206,7 @@ def test_a_base_beside_a_log_is_evaluated_as_the_log_was(tmp_path: Path, monkeyp
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 0, result.output
     ((_, model, _, settings, grader, _),) = asked
-    assert (model, grader, settings["samples"]) == ("mockllm/base", "mockllm/grader", 1)
+    assert (model, str(grader), settings["samples"]) == ("mockllm/base", "mockllm/grader", 1)
     assert settings["questions"] == str(tmp_path / "model.yaml")
     refused = CliRunner().invoke(app, [*call, "--questions", "core"])
     assert isinstance(refused.exception, UserError) and "--questions core, but" in str(refused.exception)
