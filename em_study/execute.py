@@ -113,13 +113,10 @@ def is_trained(cell: FrozenCell) -> bool:
 
 
 def evaluate_cell(cell: FrozenCell) -> list[str]:
-    """Every evaluation of the cell's checkpoints that has no finished log yet; of a failed run, those that it left.
-
-    Those of one engine follow each other, so that a server starts once.
-    """
+    """Every evaluation of the cell's checkpoints that has no finished log yet; of a failed run, those that it left."""
     return [
         failure
-        for label, checkpoint, evaluation in sorted(cell.asked(), key=lambda asked: asked[2].engine)
+        for label, checkpoint, evaluation in cell.asked()
         if (checkpoint / MANIFEST).is_file()
         if (failure := evaluate(cell.study, label, checkpoint, evaluation)) is not None
     ]
@@ -265,9 +262,9 @@ def keep_death(job: Job, how: str) -> str:
 
 
 def _unfinished(cell: FrozenCell) -> Path | None:
-    """Where the first evaluation without a finished log keeps its failure: they are done in this order."""
+    """Where the first evaluation without a finished log keeps its failure."""
     logs = Logs()
-    for label, checkpoint, evaluation in sorted(cell.asked(), key=lambda asked: asked[2].engine):
+    for label, checkpoint, evaluation in cell.asked():
         if (checkpoint / MANIFEST).is_file() and not logs.find(
             cell.study, label, read_manifest(checkpoint), evaluation
         ):

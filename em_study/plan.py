@@ -68,13 +68,17 @@ class FrozenCell(BaseModel):
         return found
 
     def asked(self) -> list[tuple[str, Path, Evaluation]]:
-        """(label, checkpoint, evaluation) of everything that this cell evaluates, checkpoint by checkpoint."""
-        return [
+        """(label, checkpoint, evaluation) of everything that this cell evaluates, in the order in which it does.
+
+        Checkpoint by checkpoint, and those of one engine after each other, so that a server starts once.
+        """
+        found = [
             (label, checkpoint, evaluation)
             for label, checkpoint in self.targets()
             for evaluation in self.evaluations
             if self._asks(evaluation, checkpoint)
         ]
+        return sorted(found, key=lambda asked: asked[2].engine)
 
     def _asks(self, evaluation: Evaluation, checkpoint: Path) -> bool:
         return checkpoint.name in {f"checkpoint-{step}" for step in evaluation.steps(self.steps())}

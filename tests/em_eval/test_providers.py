@@ -55,6 +55,7 @@ from em_eval.providers.reading import read_prompts
 from em_eval.providers.sampling import BLOCK, GOLDEN, Sampling, _mix, draw, stream
 from em_eval.providers.slots import Slots
 from em_eval.providers.weights import Loaded, load_apart
+from tests.em_eval.adapters import changed
 from tests.em_eval.conftest import grader, make_adapter
 
 TOKENS = 20
@@ -949,14 +950,6 @@ def test_adapters_that_would_run_otherwise_than_trained_are_refused(
     with pytest.raises(UserError, match=f"has {words}.*peft/ cannot run it as it was trained") as caught:
         load(adapter)
     assert "\n" not in str(caught.value)
-
-
-def changed(source: Path, folder: Path, **settings: Any) -> Path:
-    """A copy of an adapter whose configuration says something else."""
-    shutil.copytree(source, folder)
-    config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config | settings), encoding="utf-8")
-    return folder
 
 
 @pytest.mark.parametrize(

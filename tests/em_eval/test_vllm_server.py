@@ -28,6 +28,7 @@ from em_core.manifest import ADAPTER, ADAPTER_CONFIG
 from em_eval.providers import guard
 from em_eval.providers.served_adapters import RANKS, UNSERVED, chat_template, check_adapter, rank_to_serve
 from em_eval.providers.vllm_server import MARK, VllmServers, server_args, vllm_name
+from tests.em_eval.adapters import changed
 from tests.em_eval.conftest import make_adapter
 from tests.em_eval.vllm_fixture import Vllm, gone, is_running, vllm  # noqa: F401 - a fixture
 
@@ -323,14 +324,6 @@ def test_a_rank_too_large_is_said(tmp_path: Path) -> None:
 def configured(folder: Path, **settings: Any) -> Path:
     folder.mkdir()
     (folder / ADAPTER_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
-    return folder
-
-
-def changed(source: Path, folder: Path, **settings: Any) -> Path:
-    """A copy of an adapter whose configuration says something else."""
-    shutil.copytree(source, folder)
-    config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config | settings), encoding="utf-8")
     return folder
 
 
