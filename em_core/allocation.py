@@ -1,8 +1,15 @@
-"""Memory of CPU tensors: freed blocks are used again instead of going back to the system; running out of it."""
+"""Memory of tensors: how much is free, running out of it, and freed blocks of the CPU's that are used again."""
 
 import ctypes
 import gc
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 # Names and numbers of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -33,6 +40,33 @@ def return_freed_memory() -> None:
     gc.collect()
     if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         malloc_trim(0)
+
+
+def free_memory(device: "torch.device") -> int:
+    """Bytes that new tensors on `device` may take; on CPU within the limits of the job's control groups."""
+    import torch
+
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + kept)
+    used = psutil.Process().memory_info().rss
+    return int(max(0, min(psutil.virtual_memory().available, *(limit - used for limit in _limits_of_job()))))
+
+
+def _limits_of_job(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Memory limits of this process's control groups, version 1 and 2, and of those around them.
+
+    A container or a Slurm job is killed at its limit, whatever the machine has.
+    """
+    limits = []
+    for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        top, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+        inner = top / path.lstrip("/")
+        if controllers in ("", "memory"):
+            found = [group / name for group in (inner, *inner.parents) if group.is_relative_to(top)]
+            limits += [file.read_text(encoding="utf-8").strip() for file in found if file.exists()]
+    return [int(limit) for limit in limits if limit != "max"]
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from em_eval.providers.weights import content_hash, is_adapter, locate, release
 # What each engine needs to be fast: `peft/` and `vllm/` fill their own batches from all that they get at once, `hf/`
 # works in static batches, which waiting judges must not starve.
 ENGINES: dict[str, dict[str, Any]] = {
-    "peft": {"adaptive_connections": beginning_with(384), "max_samples": 384},
+    "peft": {"adaptive_connections": beginning_with(1024), "max_samples": 1024},
     "hf": {"max_connections": 32, "max_samples": 96},
     "vllm": {"adaptive_connections": beginning_with(256), "max_samples": 512},
 }

@@ -28,7 +28,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from em_core.allocation import is_out_of_memory
+from em_core.allocation import free_memory, is_out_of_memory
 from em_core.chat import Message, render
 from em_core.errors import UserError
 from em_eval.batching import Batcher, Deliver
@@ -36,9 +36,12 @@ from em_eval.errors import as_prerequisite
 from em_eval.model_names import split_hash
 from em_eval.providers.decoding import Completion, Stopped, complete, encode, overflow
 from em_eval.providers.sampling import Sampling
+from em_eval.providers.slots import row_bytes
 from em_eval.providers.weights import Loaded, content_hash, load
 
-DEFAULT_BATCH = 96
+AUTO = "auto"
+LARGEST_BATCH = 256  # rows where memory sets no limit: beyond them SmolLM2 on CPU gains nothing
+FREE_SHARE = 0.5  # of the free memory that a batch may fill: the rest is for what a step computes, and for others
 QUEUE = 4  # batches of requests that may wait: from them a finished answer's place is filled
 CHUNK_SECONDS = 2.0  # finished answers are handed over together: each wakes Python, which the model's steps need
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -66,8 +69,8 @@ _Left = dict[int, tuple[list[int], int]]  # prompt and seed of each request that
 class PeftAPI(ModelAPI):
     """Weights are loaded at the first answer, not here: Inspect makes instances only to look names up.
 
-    Model args: `batch_size` (96), `dtype` ("auto": float32 and the adapter merged on CPU, bfloat16 and
-    the adapter beside its layers on GPU).
+    Model args: `batch_size` (rows at a time; "auto": as many as half of the free memory holds, at most 256), `dtype`
+    ("auto": float32 and the adapter merged on CPU, bfloat16 and the adapter beside its layers on GPU).
     """
 
     def __init__(
@@ -76,15 +79,15 @@ class PeftAPI(ModelAPI):
         base_url: str | None = None,
         api_key: str | None = None,
         config: GenerateConfig = GenerateConfig(),  # noqa: B008 - Inspect's own signature
-        batch_size: int = DEFAULT_BATCH,
+        batch_size: int | str = AUTO,
         dtype: str = "auto",
         **unknown: Any,
     ) -> None:
         with as_prerequisite():
             if unknown:
                 raise UserError(f"peft/ has no model argument '{next(iter(unknown))}': it knows batch_size, dtype")
-            if type(batch_size) is not int or batch_size < 1:
-                raise UserError(f"peft/ batch_size {batch_size!r} is not a whole number of rows from 1 up")
+            if batch_size != AUTO and (type(batch_size) is not int or batch_size < 1):
+                raise UserError(f"peft/ batch_size {batch_size!r} is not '{AUTO}' or a whole number of rows from 1 up")
             if dtype not in DTYPES:
                 raise UserError(f"peft/ dtype '{dtype}' is none of {', '.join(DTYPES)}")
             self.source, claimed = split_hash(model_name)
@@ -94,15 +97,17 @@ class PeftAPI(ModelAPI):
                     f"{self.source} holds weights {self.digest}, not {claimed}: it was overwritten, drop the @ part"
                 )
         super().__init__(f"{self.source}@{self.digest}", base_url, api_key, [], config)
-        self.batch_size, self.dtype = batch_size, dtype
-        self._batcher: Batcher[_Request, Completion] = Batcher(self._process, QUEUE * batch_size)
+        self.automatic, self.dtype = batch_size == AUTO, dtype
+        self.most_rows = batch_size if isinstance(batch_size, int) else LARGEST_BATCH
+        self._queue = QUEUE * self.most_rows
+        self._batcher: Batcher[_Request, Completion] = Batcher(self._process, self._queue)
 
     def loaded(self) -> Loaded:
         """The model itself, loaded on first use."""
         return load(self.source, self.dtype, self.digest)
 
     def max_connections(self) -> int:
-        return QUEUE * self.batch_size
+        return self._queue
 
     def connection_key(self) -> str:
         return self.model_name
@@ -169,29 +174,38 @@ class PeftAPI(ModelAPI):
             outbox.put(index, result)
             del left[index]
 
-        before = self.batch_size
+        before = self.most_rows
         while left:
             longest = max(left, key=lambda i: len(left[i][0]))
-            chosen = left.copy() if self.batch_size > 1 else {longest: left[longest]}
-            if self._fits(loaded, chosen, how, settle, stop):
+            chosen = left.copy() if self.most_rows > 1 else {longest: left[longest]}
+            rows = min(len(chosen), self._rows(loaded, len(left[longest][0]) + how.max_tokens))
+            if self._fits(loaded, chosen, how, rows, settle, stop):
                 continue
             # Not where the error is caught: its traceback holds the memory that is to be freed.
             gc.collect()
             if loaded.device.type == "cuda":
                 torch.cuda.empty_cache()
-            rows = min(self.batch_size, len(chosen))
             if rows > 1:
-                self.batch_size = rows // 2
-                logger.warning("%s: out of memory with %d rows, going on with %d", self, rows, self.batch_size)
+                self.most_rows = rows // 2
+                logger.warning("%s: out of memory with %d rows, going on with %d", self, rows, self.most_rows)
             else:
                 settle(longest, _too_large(len(left[longest][0]), how))
-                self.batch_size = before  # the others may well fit side by side
+                self.most_rows = before  # the others may well fit side by side
 
-    def _fits(self, loaded: Loaded, chosen: _Left, how: Sampling, settle: Deliver[Completion], stop: Event) -> bool:
+    def _rows(self, loaded: Loaded, width: int) -> int:
+        """How many rows of `width` tokens to run side by side."""
+        if not self.automatic:
+            return self.most_rows
+        room = int(FREE_SHARE * free_memory(loaded.device)) // row_bytes(loaded.model, width)
+        return max(1, min(self.most_rows, room))
+
+    def _fits(
+        self, loaded: Loaded, chosen: _Left, how: Sampling, rows: int, settle: Deliver[Completion], stop: Event
+    ) -> bool:
         """Complete what is chosen, and `settle` what is done; False where memory ran out before the end."""
         keys, (prompts, seeds) = list(chosen), zip(*chosen.values(), strict=True)
         try:
-            complete(loaded, prompts, seeds, how, self.batch_size, lambda place, done: settle(keys[place], done), stop)
+            complete(loaded, prompts, seeds, how, rows, lambda place, done: settle(keys[place], done), stop)
         except RuntimeError as error:  # torch's own out-of-memory error is one
             if not is_out_of_memory(error):
                 raise

@@ -29,6 +29,18 @@ class _Place:
     reach: int = 0
 
 
+def row_bytes(model: Any, width: int) -> int:
+    """Memory of one row of `width` tokens: its keys and values, and the logits that are drawn from, four times over.
+
+    Keys and values are taken to be of one size in all layers; a model of which that is not true is estimated only.
+    """
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kept = 2 * config.num_hidden_layers * heads * size * width * model.dtype.itemsize
+    return int(kept + 4 * config.vocab_size * torch.float32.itemsize)
+
+
 class Slots:
     """Room for `rows` sequences of up to `width` tokens under a decoder-only transformers model.
 

@@ -47,10 +47,10 @@ from em_core.files import sha256_file
 from em_core.manifest import ADAPTER, ADAPTER_CONFIG
 from em_core.models import resolve_base, weights_sha256
 from em_eval.batching import device_lock
-from em_eval.providers import decoding, weights
+from em_eval.providers import decoding, peft, weights
 from em_eval.providers.decoding import Completion, _Run, encode, overflow
 from em_eval.providers.likelihood import answer_likelihoods
-from em_eval.providers.peft import PeftAPI
+from em_eval.providers.peft import LARGEST_BATCH, PeftAPI
 from em_eval.providers.reading import read_prompts
 from em_eval.providers.sampling import BLOCK, GOLDEN, Sampling, _mix, draw, stream
 from em_eval.providers.slots import Slots
@@ -488,7 +488,31 @@ def test_what_memory_alone_cannot_hold_fails_alone(tiny_adapter: Path, monkeypat
     assert [output.completion for output in found[:3]] == expected
     assert isinstance(found[3], UserError) and "out of memory with this request alone (prompt of 5" in str(found[3])
     assert [line.partition("with ")[2] for line in said] == ["4 rows, going on with 2", "2 rows, going on with 1"]
-    assert isinstance(model.api, PeftAPI) and model.api.batch_size == 96
+    assert isinstance(model.api, PeftAPI) and model.api.most_rows == LARGEST_BATCH
+
+
+def test_as_many_rows_as_half_of_the_free_memory_holds(tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted from the buffers that a batch really makes, and the same answers whatever their number."""
+    model, sizes, free = peft_model(tiny_adapter), [], 10**12
+    assert isinstance(model.api, PeftAPI)
+
+    def noted(loaded: Any, prompts: Any, seeds: Any, how: Any, rows: int, *rest: Any) -> Any:
+        sizes.append(rows)
+        return decoding.complete(loaded, prompts, seeds, how, rows, *rest)
+
+    monkeypatch.setattr(peft, "complete", noted)
+    monkeypatch.setattr(peft, "free_memory", lambda device: free)
+    plenty = [o.completion for o in generate(model, *PROMPTS, seed=3, max_tokens=TOKENS)]
+    loaded = model.api.loaded()
+    width = max(len(encode(loaded, render(loaded.tokenizer, chat(p), prompt=True))) for p in PROMPTS) + TOKENS
+    slots = Slots(loaded.model, 1, width)
+    slots.forward(loaded.model, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long))
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in slots._layers)
+    free = 2 * 2 * (held + 4 * 4 * loaded.model.config.vocab_size)
+    little = [o.completion for o in generate(model, *PROMPTS, seed=3, max_tokens=TOKENS)]
+    free = 0
+    nothing = [o.completion for o in generate(model, *PROMPTS, seed=3, max_tokens=TOKENS)]
+    assert plenty == little == nothing and sizes == [len(PROMPTS), 2, 1]
 
 
 def outcomes(model: Model, *inputs: Any, **config: Any) -> list[Any]:
@@ -1099,7 +1123,7 @@ def test_an_overwritten_checkpoint_is_noticed(tiny_adapter: Path) -> None:
     ("model_args", "words"),
     [
         ({"batchsize": 4}, "peft/ has no model argument 'batchsize': it knows batch_size, dtype"),
-        ({"batch_size": 0}, "peft/ batch_size 0 is not a whole number of rows from 1 up"),
+        ({"batch_size": 0}, "peft/ batch_size 0 is not 'auto' or a whole number of rows from 1 up"),
         ({"batch_size": -3}, "peft/ batch_size -3 is not"),
         ({"batch_size": 2.5}, "peft/ batch_size 2.5 is not"),
         ({"batch_size": "many"}, "peft/ batch_size 'many' is not"),
