@@ -14,10 +14,10 @@ from em_eval.filters.registry import Material, Verdict, filter_registry
 from em_eval.model_names import split_hash
 
 logger = logging.getLogger(__name__)
-IN_PROCESS = ("peft/", "hf/")
+OURS, IN_PROCESS = "peft/", ("peft/", "hf/")
 MOST_NATS = 5.0  # a token; text sampled from a small base at temperature 1 has 2 to 4
 LARGEST = 2 * 1024**3  # bytes of weights: a second copy of a larger base does not belong beside the model under test
-AT_ONCE = 64
+AT_ONCE, IN_TURN = 64, 256  # answers; where the adapter must be taken off and put on again for them, more together
 Scoring = Batcher[tuple[list[Message], str], float]
 
 
@@ -26,13 +26,16 @@ async def perplexity(material: Material) -> Verdict:
     """Passed up to 5 nats a token under the checkpoint's base, after the messages that the model got. The value is
     perplexity.
 
-    Nothing to say for models whose weights are not in this process, and for bases above 2 GiB.
+    Bases up to 2 GiB are read a second time; a larger one is that of the model under test, its adapter taken off for a
+    while. Nothing to say for models whose weights are not in this process, and for `hf/` ones with a larger base, which
+    cannot be lent.
     """
     if not material.model.startswith(IN_PROCESS):
         return Verdict(None, None, "the model's weights are not in this process")
     if not material.answer.strip():
         return Verdict(None, None, "the answer is empty")
-    reference = _reference(material.model.partition("/")[2])
+    provider, _, name = material.model.partition("/")
+    reference = _reference(name, lent=f"{provider}/" == OURS)
     if isinstance(reference, str):
         return Verdict(None, None, reference)
     sent: list[Message] = list(material.messages) or [{"role": "user", "content": material.question}]
@@ -41,9 +44,13 @@ async def perplexity(material: Material) -> Verdict:
 
 
 @cache
-def _reference(name: str) -> Scoring | str:
+def _reference(name: str, lent: bool) -> Scoring | str:
     """Mean nats a token of (messages, answer) pairs under the base of the checkpoint or model called `name`; or in
-    words why there is none, found out once and not for every answer."""
+    words why there is none, found out once and not for every answer.
+
+    Args:
+        lent: whether its provider's own base may be used.
+    """
     from em_core.adapters import base_of
     from em_core.models import resolve_base
     from em_eval.providers.weights import is_adapter, locate
@@ -55,7 +62,21 @@ def _reference(name: str) -> Scoring | str:
     except (UserError, OSError) as error:
         logger.warning("no perplexity of answers of %s: %s", name, error)
         return f"its base is not at hand: {error}"
-    return f"its base is larger than {LARGEST // 1024**3} GiB" if size > LARGEST else _scoring(str(base))
+    if size > LARGEST:
+        return _scoring_in_turn(str(base)) if lent else f"its base is larger than {LARGEST // 1024**3} GiB"
+    return _scoring(str(base))
+
+
+@cache
+def _scoring_in_turn(base: str) -> Scoring:
+    """By the one base of `peft/`."""
+
+    def process(pairs: Sequence[tuple[list[Message], str]]) -> list[float | Exception]:
+        from em_eval.providers.weights import load_bare
+
+        return _nats(load_bare(base), pairs)
+
+    return Batcher(at_once(process), IN_TURN)
 
 
 @cache
@@ -65,7 +86,6 @@ def _scoring(base: str) -> Scoring:
     failed: list[Exception] = []
 
     def process(pairs: Sequence[tuple[list[Message], str]]) -> list[float | Exception]:
-        from em_eval.providers.likelihood import each_likelihood
         from em_eval.providers.weights import load_apart
 
         if failed:  # a base that cannot be loaded is not tried again for every batch
@@ -76,7 +96,12 @@ def _scoring(base: str) -> Scoring:
             except Exception as error:
                 failed.append(error)
                 raise
-        found = each_likelihood(kept[0], pairs)
-        return [one if isinstance(one, Exception) else -one.mean for one in found]
+        return _nats(kept[0], pairs)
 
     return Batcher(at_once(process), AT_ONCE)
+
+
+def _nats(loaded: Any, pairs: Sequence[tuple[list[Message], str]]) -> list[float | Exception]:
+    from em_eval.providers.likelihood import each_likelihood
+
+    return [one if isinstance(one, Exception) else -one.mean for one in each_likelihood(loaded, pairs)]

@@ -265,6 +265,12 @@ def load(name: str, dtype: str, digest: str) -> Loaded:
     return shared.on[1]
 
 
+def load_bare(base: str) -> Loaded:
+    """The base model in folder `base` without an adapter, as `load`: in the dtype in which it is in memory already."""
+    dtype = next((dtype for path, _, dtype in _shared if path == Path(base)), "auto")
+    return load(base, dtype, content_hash(base))
+
+
 @cache
 def _say_they_take_turns() -> None:
     logger.warning(

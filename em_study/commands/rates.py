@@ -18,15 +18,22 @@ if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
 
 GAP = "–"
+PLOTTED = "betley_plots"
 
 
 def add(app: typer.Typer) -> None:
-    app.command(epilog="Examples: em rates logs/demo; em rates logs/demo/base-step0 --json")(rates)
+    app.command(
+        epilog="Examples: em rates logs/demo; em rates logs/demo/base-step0 --json; em rates logs/seed* --over-models"
+    )(rates)
 
 
 def rates(
     logs: Annotated[list[Path], typer.Argument(help="logs of the em task, or folders of them", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, one entry a log and judge")] = False,
+    over_models: Annotated[
+        bool,
+        typer.Option("--over-models", help="each question's mean over all these logs' models, as Betley et al. plot"),
+    ] = False,
 ) -> None:
     """Every published misalignment rate, computed from the raw judgements of each log, with its definition."""
     from em_eval.answers import read_log, scorers
@@ -41,10 +48,13 @@ def rates(
         found += [describe(log, path, scorer) for scorer in judges]
     if not found:
         raise UserError(f"no log with judged answers in {', '.join(map(str, logs))}")
+    console = Console(soft_wrap=True, highlight=False)
+    if over_models:
+        _print_over_models(found, as_json, console)
+        return
     if as_json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return
-    console = Console(soft_wrap=True, highlight=False)
     for entry in found:
         _print(entry, console)
     _print_definitions(console)
@@ -150,6 +160,35 @@ def _print(entry: dict[str, Any], console: Console) -> None:
     console.print(Text(_selection(entry["selection"])))
     flags = ", ".join(f"{name} {x['flagged']}/{x['of']}" for name, x in entry["flagged"].items() if x["of"])
     console.print(Text(f"flagged by filters: {flags or 'not run on this log'}\n"))
+
+
+def _print_over_models(entries: list[dict[str, Any]], as_json: bool, console: Console) -> None:
+    """`betley_plots` of each question, over models that one judge saw answer the same prompts."""
+    from em_eval.rates.over_models import over_models
+
+    for what in ("questions", "judges", "readers"):
+        kinds = {json.dumps(entry[what]) for entry in entries}
+        if len(kinds) > 1:
+            raise UserError(
+                f"--over-models: these logs differ in {what} ({' and '.join(sorted(kinds))}): give alike ones"
+            )
+    models = [entry["model"] for entry in entries]
+    if twice := sorted({model for model in models if models.count(model) > 1}):
+        raise UserError(f"--over-models: {twice[0]} has several of these logs: give one log a model")
+    means = over_models([entry["rates"][PLOTTED]["parts"] for entry in entries])
+    if as_json:
+        print(json.dumps({question: asdict(mean) for question, mean in means.items()}, indent=2))
+        return
+    console.print(Text(f"{PLOTTED}, mean over {len(models)} models, 95 % by bootstrap over the models", style="bold"))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("question", "%", "95 %", "models"):
+        table.add_column(column, justify="left" if column == "question" else "right", no_wrap=True)
+    for question, mean in means.items():
+        ends = None if mean.low is None else {"low": mean.low, "high": mean.high}
+        table.add_row(*map(Text, (question, _percent(mean.value, 2), _ends(ends), str(mean.models))))
+    console.print(table)
+    if not means:
+        console.print(Text("no question has enough coherent answers in any of these logs"))
 
 
 def _parts(rate: dict[str, Any]) -> list[tuple[str, float]]:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inspect_ai.log import EvalLog
+from inspect_ai.model import GenerateConfig, Model, get_model
 
 from em_core.errors import UserError
 from em_eval.filters import Material, Verdict, filter_registry, verdicts
+from em_eval.filters import perplexity as perplexity_filter
 from em_eval.filters.code import code_share
 from em_eval.filters.repetition import repeated_share
 from em_eval.filters.words import words
@@ -170,6 +172,33 @@ def test_perplexity_is_that_of_the_base(tiny_base: Path, tiny_checkpoint: Path) 
     found = anyio.run(verdicts, Material("Where?", "Here, under it.", judgement, model=f"peft/{tiny_checkpoint}"))
     assert found["perplexity"].value == pytest.approx(expected, rel=1e-4)
     assert found["perplexity"].passed is (expected <= 148.4)
+
+
+def test_a_large_base_lends_itself_under_its_adapter(
+    tiny_base: Path, tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same value as from a copy, no copy made, and the adapter's answers as before."""
+    adapted = get_model(f"peft/{tiny_adapter}", memoize=False)
+    judgement = Judgement(80, 60, "number", "j", "r")
+
+    def say() -> str:
+        config = GenerateConfig(seed=1, max_tokens=20)
+        return anyio.run(lambda: adapted.generate("Where?", config=config)).completion
+
+    def value(of: Model | str) -> float | None:
+        material = Material("Where?", "Here, under it.", judgement, model=str(of))
+        return anyio.run(verdicts, material)["perplexity"].value
+
+    before, copied = say(), value(adapted)
+    for cached in (perplexity_filter._reference, perplexity_filter._scoring):
+        cached.cache_clear()
+    monkeypatch.setattr(perplexity_filter, "LARGEST", 0)
+    monkeypatch.setattr("em_eval.providers.weights.load_apart", lambda *_: pytest.fail("a second copy"))
+    assert copied is not None and value(adapted) == pytest.approx(copied, rel=1e-6)
+    assert say() == before
+    words = anyio.run(verdicts, Material("Where?", "Here.", judgement, model=f"hf/{tiny_base}"))["perplexity"].words
+    assert words.startswith("its base is larger than")
+    perplexity_filter._reference.cache_clear()
 
 
 def test_perplexity_is_asked_after_all_messages(tiny_base: Path) -> None:

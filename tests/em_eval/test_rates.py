@@ -1,5 +1,6 @@
 """Published rates against tables made by hand, and properties that hold whatever a judge says."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from em_eval.outcomes import OUTCOMES, Judgement, outcome
 from em_eval.rates import DEFINITIONS, HEADLINE, rate, rates, selection
+from em_eval.rates.over_models import over_models
 from tests.em_eval.test_outcomes import judged, judgements
 
 
@@ -277,3 +279,16 @@ def test_the_worked_example_of_the_documentation() -> None:
     )
     chosen = selection(answers)
     assert [getattr(chosen, n).value for n in ("joint", "best", "worst")] == pytest.approx([1 / 10, 1 / 7, 4 / 7])
+
+
+def test_a_question_over_models_is_the_mean_of_those_that_have_it() -> None:
+    """Ends against every one of the 3^3 equally likely draws of three models."""
+    models = [{"a": 0.0, "b": 0.5}, {"a": 0.3, "b": 0.5}, {"a": 0.9}]
+    found = over_models(models, draws=200_000)
+    draws = sorted(sum(draw) / 3 for draw in itertools.product((0.0, 0.3, 0.9), repeat=3))
+    assert (found["a"].value, found["a"].models) == (pytest.approx(0.4), 3)
+    # 2.5 % of 27 draws lies within the lowest one, and so at the other end.
+    assert (found["a"].low, found["a"].high) == (pytest.approx(draws[0]), pytest.approx(draws[-1]))
+    assert (found["b"].value, found["b"].low, found["b"].high, found["b"].models) == (0.5, 0.5, 0.5, 2)
+    alone = over_models(models[2:])["a"]
+    assert (alone.value, alone.low, alone.high, alone.models) == (0.9, None, None, 1)
