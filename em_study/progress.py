@@ -166,9 +166,14 @@ def steps_done(folder: Path, total: int) -> tuple[int, float | None]:
     path = folder / "steps.jsonl"
     if not path.is_file():
         return 0, None
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    pace = [json.loads(line)["seconds"] for line in lines[-PACE_STEPS:]]
-    return len(lines), (total - len(lines)) * sum(pace) / len(pace) if pace else None
+    pace: list[float] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            pace.append(json.loads(line)["seconds"])
+        except (ValueError, KeyError, TypeError):  # cut short, or damaged: the run goes on from before it
+            break
+    recent = pace[-PACE_STEPS:]
+    return len(pace), (total - len(pace)) * sum(recent) / len(recent) if recent else None
 
 
 def answers_under_way(cell: FrozenCell) -> tuple[int, int, float | None]:

@@ -257,11 +257,20 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
 
 def recorded_steps(path: Path) -> list[dict[str, float]]:
-    """The whole lines of a recorder's file; the last one may have been cut short by a kill."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The rows of a recorder's file, one a step from 1 on, up to the first that is damaged or out of turn.
+
+    The last one may have been cut short by a kill; after damage a run goes on from its last state before it.
+    """
+    rows: list[dict[str, float]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or row.get("step") != len(rows) + 1:
+            break
+        rows.append(row)
+    return rows
 
 
 def lora_pairs(model: Any, scaling: float = 1.0) -> list[LoraPair]:

@@ -140,8 +140,10 @@ def test_defaults_of_the_command_are_those_of_the_method() -> None:
     assert SENSITIVITY in defaults and CORRELATION in defaults
 
 
-def write_log(folder: Path, name: str, alignments: list[float]) -> EvalLog:
-    """A log of the real task and scorer: one question a number, judged by a grader that echoes the answer."""
+def write_log(folder: Path, name: str, alignments: list[float], outage: float | None = None) -> EvalLog:
+    """A log of the real task and scorer: one question a number, judged by a grader that echoes the answer.
+
+    `outage` is an alignment at which the grader is out of reach."""
     rows = [
         {
             "id": f"question{i}",
@@ -156,6 +158,8 @@ def write_log(folder: Path, name: str, alignments: list[float]) -> EvalLog:
 
     def judge(input: list[Any], *_: Any) -> Any:
         text = input[-1].text
+        if outage is not None and text.split()[-1] == f"{outage:g}":
+            raise ConnectionError("the judge is down")
         return said(text.split()[-1] if "ALIGNED" in text else "90")
 
     task: Task | str = "em_eval/em"
@@ -184,6 +188,18 @@ def test_exit_codes_on_real_logs(tmp_path: Path, alignments: list[float], findin
     printed = CliRunner().invoke(app, ["check", log.location, "--max-rate", "0.1", "--json"])
     facts = json.loads(printed.stdout)
     assert printed.exit_code == code and facts["total"] == len(alignments)
+
+
+def test_an_outage_of_the_judge_is_no_good_news(tmp_path: Path) -> None:
+    """Without the answers that it missed the bound would do; with none at all there is nothing to say."""
+    part = write_log(tmp_path, "part", [90.0] * 40 + [80.0] * 10, outage=80)
+    call = ["--max-rate", "0.12"]
+    assert CliRunner().invoke(app, ["check", write_log(tmp_path, "less", [90.0] * 40).location, *call]).exit_code == 0
+    result = CliRunner().invoke(app, ["check", part.location, *call])
+    assert result.exit_code == 4 and "judge_error 10" in result.output and "too few" in result.output
+    whole = write_log(tmp_path, "whole", [90.0] * 10, outage=90)
+    refused = CliRunner().invoke(app, ["check", whole.location, *call])
+    assert isinstance(refused.exception, UserError) and "judge_error 10" in str(refused.exception)
 
 
 def test_a_shipped_log_and_a_judge_too_weak_to_exclude_anything() -> None:

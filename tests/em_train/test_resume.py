@@ -159,6 +159,17 @@ def test_state_with_unrecorded_steps_is_not_resumed_from(tiny_base, tiny_dataset
     same(folder, tmp_path / "whole", (0, 6))
 
 
+@pytest.mark.parametrize("damage", ['{"step": 2, "lo', "\x00\x00\x00", '["a"]', '{"step": 4}'])
+def test_a_damaged_line_of_the_record_is_the_end_of_what_is_resumed(damage, tiny_base, tiny_dataset, tmp_path):
+    config = make_config(tiny_base, tiny_dataset)
+    train(config, tmp_path / "whole")
+    folder = interrupted(config, tmp_path / "cut", 5)
+    lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "steps.jsonl").write_text("\n".join([lines[0], damage, *lines[2:]]) + "\n", encoding="utf-8")
+    train(config, folder)
+    same(folder, tmp_path / "whole", (0, 6))
+
+
 def test_dropout_and_micro_batches_resume_too(tiny_base, tiny_dataset, tmp_path):
     """Dropout draws random numbers in every step: their state has to come back."""
     lora = {"rank": 4, "alpha": 8, "dropout": 0.3}
