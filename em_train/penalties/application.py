@@ -177,5 +177,4 @@ def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def _norm(tensors: list[Tensor | None]) -> float:
-    norms = [tensor.norm() for tensor in tensors if tensor is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    return float(torch.nn.utils.get_total_norm([tensor for tensor in tensors if tensor is not None]))
