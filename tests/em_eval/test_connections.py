@@ -9,6 +9,7 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, get_model
 from inspect_ai.util import AdaptiveConcurrency
 
+from em_eval.batching import Batcher
 from em_eval.connections import connections_of_model_under_test
 from em_eval.providers.peft import PeftAPI
 from tests.em_eval.conftest import grader, mock
@@ -19,7 +20,7 @@ SAMPLES = 15  # of two questions: more than the 20 that Inspect begins with
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the batches that `peft/` ran."""
+    """The sizes of the batches that `peft/` ran; on a busy machine too they wait for all requests."""
     sizes: list[int] = []
     process = PeftAPI._process
 
@@ -28,6 +29,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         process(self, requests, *rest)
 
     monkeypatch.setattr(PeftAPI, "_process", noted)
+    monkeypatch.setattr("em_eval.providers.peft.Batcher", lambda process, size: Batcher(process, size, linger=1.0))
     return sizes
 
 
