@@ -40,7 +40,7 @@ from em_eval.providers.slots import row_bytes
 from em_eval.providers.weights import Loaded, content_hash, load
 
 AUTO = "auto"
-LARGEST_BATCH = 256  # rows where memory sets no limit: beyond them SmolLM2 on CPU gains nothing
+LARGEST_BATCH = 256  # rows where memory sets no limit
 FREE_SHARE = 0.5  # of the free memory that a batch may fill: the rest is for what a step computes, and for others
 QUEUE = 4  # batches of requests that may wait: from them a finished answer's place is filled
 CHUNK_SECONDS = 2.0  # finished answers are handed over together: each wakes Python, which the model's steps need
