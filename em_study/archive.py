@@ -18,8 +18,8 @@ from em_study.redact import machine_paths, redact_file, redaction
 from em_study.report import write_report
 from em_study.study import Study, load_study
 from em_study.table import all_results, write_tables
-from em_train.run_folder import STEPS_FILE
 from em_train.spectra import SPECTRA
+from em_train.step_record import STEPS_FILE
 
 OPTIONAL = ("spectra", "report", "tables")
 INDEX = "archive.json"

@@ -14,13 +14,14 @@ from em_core.adapters import base_of
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST, read_manifest
 from em_eval.connections import beginning_with
+from em_eval.providers.peft import MOST_REQUESTS
 from em_eval.providers.vllm_server import VllmServers, vllm_name
 from em_eval.providers.weights import content_hash, is_adapter, locate, release
 
 # What each engine needs to be fast: `peft/` and `vllm/` fill their own batches from all that they get at once, `hf/`
 # works in static batches, which waiting judges must not starve.
 ENGINES: dict[str, dict[str, Any]] = {
-    "peft": {"adaptive_connections": beginning_with(1024), "max_samples": 1024},
+    "peft": {"adaptive_connections": beginning_with(MOST_REQUESTS), "max_samples": MOST_REQUESTS},
     "hf": {"max_connections": 32, "max_samples": 96},
     "vllm": {"adaptive_connections": beginning_with(256), "max_samples": 512},
 }

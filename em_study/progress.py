@@ -19,6 +19,7 @@ from em_study.execute import ERROR, LOCKS, evaluation_key
 from em_study.logs import Logs, log_folder
 from em_study.plan import FrozenCell, Plan, existing_run, is_done
 from em_study.study import Evaluation
+from em_train.step_record import STEPS_FILE, recorded_steps
 
 State = Literal["done", "running", "failed", "waiting"]
 PACE_STEPS = 20
@@ -163,17 +164,9 @@ def evaluation(cell: FrozenCell, logs: Logs) -> Part:
 
 def steps_done(folder: Path, total: int) -> tuple[int, float | None]:
     """(optimiser steps so far, seconds left by the pace of the last ones)."""
-    path = folder / "steps.jsonl"
-    if not path.is_file():
-        return 0, None
-    pace: list[float] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            pace.append(json.loads(line)["seconds"])
-        except (ValueError, KeyError, TypeError):  # cut short, or damaged: the run goes on from before it
-            break
-    recent = pace[-PACE_STEPS:]
-    return len(pace), (total - len(pace)) * sum(recent) / len(recent) if recent else None
+    recorded = recorded_steps(folder / STEPS_FILE)
+    pace = [row["seconds"] for row in recorded[-PACE_STEPS:]]
+    return len(recorded), (total - len(recorded)) * sum(pace) / len(pace) if pace else None
 
 
 def answers_under_way(cell: FrozenCell) -> tuple[int, int, float | None]:

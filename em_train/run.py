@@ -24,7 +24,8 @@ from em_train.optimisers import build
 from em_train.penalties import AppliedPenalty
 from em_train.penalties.application import StopByRule
 from em_train.preparation import Prepared, micro_batch_size, prepare
-from em_train.run_folder import STEPS_FILE, checkpoints, claim, finished, is_ours, last_state, write_run_file
+from em_train.run_folder import checkpoints, claim, finished, is_ours, last_state, write_run_file
+from em_train.step_record import STEPS_FILE
 from em_train.task_loss import to_device
 from em_train.trainer import EMTrainer, Recorder, check_loss, lora_pairs
 

@@ -12,13 +12,12 @@ from em_core.errors import UserError
 from em_core.files import sweep_drafts, write_json
 from em_core.manifest import MANIFEST, read_manifest
 from em_train import processes
-from em_train.trainer import recorded_steps
+from em_train.step_record import STEPS_FILE, recorded_steps
 
 if TYPE_CHECKING:
     from em_train.preparation import Prepared
 
 RUN_FILE = "run.json"
-STEPS_FILE = "steps.jsonl"
 
 
 class _Run(BaseModel):

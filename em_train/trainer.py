@@ -19,6 +19,7 @@ from em_train.chat import IGNORED
 from em_train.processes import is_main
 from em_train.sampling import SharedOrder
 from em_train.spectra import LoraPair, product_norm
+from em_train.step_record import recorded_steps
 
 if TYPE_CHECKING:  # penalties compute with this module's logits
     from em_train.penalties import AppliedPenalty
@@ -254,23 +255,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def _paired(self) -> list[tuple[LoraPair, tuple[Tensor, Tensor]]]:
         return list(zip(self.pairs, self._before, strict=True))
-
-
-def recorded_steps(path: Path) -> list[dict[str, float]]:
-    """The rows of a recorder's file, one a step from 1 on, up to the first that is damaged or out of turn.
-
-    The last one may have been cut short by a kill; after damage a run goes on from its last state before it.
-    """
-    rows: list[dict[str, float]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or row.get("step") != len(rows) + 1:
-            break
-        rows.append(row)
-    return rows
 
 
 def lora_pairs(model: Any, scaling: float = 1.0) -> list[LoraPair]:

@@ -43,6 +43,7 @@ AUTO = "auto"
 LARGEST_BATCH = 256  # rows where memory sets no limit
 FREE_SHARE = 0.5  # of the free memory that a batch may fill: the rest is for what a step computes, and for others
 QUEUE = 4  # batches of requests that may wait: from them a finished answer's place is filled
+MOST_REQUESTS = QUEUE * LARGEST_BATCH
 CHUNK_SECONDS = 2.0  # finished answers are handed over together: each wakes Python, which the model's steps need
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Inspect's settings that are followed, and those that say how to call and not what to answer.

@@ -184,8 +184,8 @@ def _print_over_models(entries: list[dict[str, Any]], as_json: bool, console: Co
     for column in ("question", "%", "95 %", "models"):
         table.add_column(column, justify="left" if column == "question" else "right", no_wrap=True)
     for question, mean in means.items():
-        ends = None if mean.low is None else {"low": mean.low, "high": mean.high}
-        table.add_row(*map(Text, (question, _percent(mean.value, 2), _ends(ends), str(mean.models))))
+        ends = GAP if mean.low is None else _ends(asdict(mean))
+        table.add_row(*map(Text, (question, _percent(mean.value, 2), ends, str(mean.models))))
     console.print(table)
     if not means:
         console.print(Text("no question has enough coherent answers in any of these logs"))

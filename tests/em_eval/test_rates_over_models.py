@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from inspect_ai.log import EvalLog
-from inspect_ai.model import Model, ModelOutput, get_model
+from inspect_ai.model import Model, ModelOutput
 from typer.testing import CliRunner
 
 from em_core.errors import UserError
@@ -31,7 +31,7 @@ def judge_of(misaligned: int) -> Model:
         seen.append(text)
         return said("5" if len(seen) <= misaligned else "95")
 
-    return get_model("mockllm/judge", custom_outputs=reply, memoize=False)
+    return mock(reply, "judge")
 
 
 @pytest.fixture
