@@ -2,8 +2,9 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from typing import Protocol
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from em_study.executors import Executor
 from em_study.logs import Logs
 from em_study.plan import RUNS, FrozenCell, Plan, freeze, make_plan, thaw
 from em_study.progress import answers_under_way, hours, steps_done
+from em_study.selection import selected
 from em_study.study import Study
 
 
@@ -30,11 +32,16 @@ class Display(Protocol):
     def advance(self) -> None: ...
 
 
-def run_study(study: Study, executor: Executor, display: Display | None = None) -> tuple[Plan, list[str]]:
+def run_study(
+    study: Study, executor: Executor, display: Display | None = None, only: Sequence[str] = ()
+) -> tuple[Plan, list[str]]:
     """Train and evaluate what is not done; returns the plan and one line a failure.
 
+    Args:
+        only: patterns of labels, of which a cell must fit one to be worked on; the plan is of the whole study.
+
     Raises:
-        UserError: a mistake in the study, found before anything trains.
+        UserError: a mistake in the study, or a pattern that fits no cell, found before anything trains.
     """
     shown = display or Lines()
     if study.dtype == "auto" and not executor.same_machine:
@@ -43,10 +50,11 @@ def run_study(study: Study, executor: Executor, display: Display | None = None) 
             "float32 into the study file for this executor"
         )
     plan = make_plan(study, check_rows=True)
+    chosen = replace(plan, cells=selected(plan.cells, only))
     freeze(plan)
     for label, reason in plan.left_out.items():
         shown.line(f"left out {label}: {reason}")
-    return plan, drive(plan, executor, shown)
+    return plan, drive(chosen, executor, shown)
 
 
 def drive(plan: Plan, executor: Executor, display: Display) -> list[str]:

@@ -4,7 +4,7 @@ Hours come from what was measured on this machine, or are unknown; nothing is gu
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from em_core.manifest import MANIFEST, Manifest, read_manifest
 from em_study.logs import Logs
 from em_study.plan import RUN_FILE, RUNS
 from em_study.progress import hours
+from em_study.selection import selected
 from em_study.study import Cell, Evaluation, Study, cells
 
 CHARACTERS_A_TOKEN = 4.0
@@ -49,15 +50,15 @@ class Estimate:
     left_out: dict[str, str]
 
 
-def estimate(study: Study) -> Estimate:
-    """Counts of `study`, without a model in memory.
+def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
+    """Counts of `study`, or of those of its cells that fit one of the patterns, without a model in memory.
 
     Raises:
-        UserError: a mistake in the study.
+        UserError: a mistake in the study, or a pattern that fits no cell.
     """
     unknown: dict[str, None] = {}
     uncounted: dict[str, str] = {}
-    every = list(cells(study, uncounted))
+    every = selected(list(cells(study, uncounted)), only)
     lengths = _Lengths(_finished_runs())
     left_out = {cell.label: why for cell in every if cell.optional and (why := lengths.absent(cell.config.dataset))}
     planned = [cell for cell in every if cell.label not in left_out]

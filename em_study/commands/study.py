@@ -14,6 +14,7 @@ StudyFile = Annotated[Path, typer.Argument(help="study file, e.g. studies/demo.y
 def add(app: typer.Typer) -> None:
     app.command(
         epilog="Examples: em run studies/demo.yaml | em run studies/demo.yaml --dry-run | "
+        "em run big.yaml --only '*-seed0' | "
         "em run big.yaml --executor slurm -o slurm_partition=gpu -o gpus_per_node=1 -o timeout_min=600"
     )(run)
     app.command(epilog="Example: em report studies/demo.yaml --bundle")(report)
@@ -24,6 +25,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it would do and cost, and do nothing")] = False,
     executor: Annotated[str, typer.Option(help="where cells run: local, slurm, ray")] = "local",
     address: Annotated[str | None, typer.Option(help="of a Ray cluster (auto, or HOST:PORT)")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="pattern of labels, e.g. '*-seed0': work on these cells alone, for now; repeatable"),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", help="NAME=VALUE of the executor, e.g. workers=2, num_gpus=1; repeatable"),
@@ -36,7 +41,7 @@ def run(
     if dry_run:
         from em_study.estimate import estimate, print_estimate
 
-        print_estimate(estimate(loaded), Console())
+        print_estimate(estimate(loaded, only or ()), Console())
         return
     from em_study.drive import Bars, run_study
     from em_study.execute import console
@@ -47,9 +52,9 @@ def run(
     try:
         if console.is_terminal:
             with Bars(loaded.name).shown() as bars:
-                _, failures = run_study(loaded, chosen, bars)
+                _, failures = run_study(loaded, chosen, bars, only or ())
         else:
-            _, failures = run_study(loaded, chosen)
+            _, failures = run_study(loaded, chosen, only=only or ())
     finally:
         chosen.close()
     report(study)
