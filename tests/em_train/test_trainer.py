@@ -259,7 +259,7 @@ def recorder(path: Any) -> Recorder:
 
 def test_resumed_recorder_forgets_later_and_half_written_rows(tmp_path):
     path = tmp_path / "steps.jsonl"
-    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    lines = [json.dumps({"step": step, "loss": 1.0, "seconds": 2.0}) for step in (1, 2, 3)]
     path.write_text("\n".join(lines) + '\n{"step": 4, "lo', encoding="utf-8")
     found = recorder(path)
     found.resume(2)
@@ -269,7 +269,7 @@ def test_resumed_recorder_forgets_later_and_half_written_rows(tmp_path):
 
 def test_recorder_that_starts_anew_forgets_everything(tmp_path):
     path = tmp_path / "steps.jsonl"
-    path.write_text('{"step": 1, "loss": 1.0}\n', encoding="utf-8")
+    path.write_text('{"step": 1, "loss": 1.0, "seconds": 2.0}\n', encoding="utf-8")
     found = recorder(path)
     found.resume(0)
     assert found.rows == [] and path.read_text(encoding="utf-8") == ""
