@@ -1,7 +1,7 @@
 """Dicts that are not changed any more, and that copying therefore leaves alone.
 
-Whenever Inspect computes metrics, it copies every score deeply, once for each of the score's keys. A score of ours has
-22 keys and the whole judgement in its metadata: the copies were more than half of what scoring cost.
+Whenever Inspect computes metrics, it copies every score deeply, once for each key that has metrics of its own. A score
+of ours has the whole judgement in its metadata: the copies were more than half of what scoring cost.
 """
 
 from typing import Any

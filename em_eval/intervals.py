@@ -117,16 +117,24 @@ def mean_interval(
     count = len(set(families))
     if not len(array) or count < 2:
         return None
-    centre = float(array.mean())
-    sums, sizes = totals(array, families)
-    residuals = sums - centre * sizes
-    error = float(np.sqrt((residuals**2).sum() * count / (count - 1)) / len(array))
+    centre, error = float(array.mean()), clustered_error(array, families)
     if bounds and error <= 1e-9 * (bounds[1] - bounds[0]):
         elsewhere = -np.expm1(np.log(0.025) / count)
         low, high = (centre + float(elsewhere) * (end - centre) for end in bounds)
         return Interval(centre, low, high, "Clopper-Pearson, families elsewhere")
     reach = float(t.ppf(0.975, count - 1)) * error
     return Interval(centre, centre - reach, centre + reach, "clustered t")
+
+
+def clustered_error(values: FloatArray, families: Sequence[str]) -> float:
+    """Standard error of the mean, clustered by family, with the finite-cluster factor G / (G - 1) of its square (Miller
+    2024, arXiv 2411.00640, app. A, and Inspect's `stderr`); NaN with one family, whose error nothing shows."""
+    count = len(set(families))
+    if count < 2:
+        return float("nan")
+    sums, sizes = totals(values, families)
+    residuals = sums - values.mean() * sizes
+    return float(np.sqrt((residuals**2).sum() * count / (count - 1)) / len(values))
 
 
 def totals(

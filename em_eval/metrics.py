@@ -1,12 +1,17 @@
 """Inspect metrics that its own lack. They are computed on partial results too, so they bear any input."""
 
 import math
+from collections.abc import Mapping
 
-from inspect_ai.scorer import Metric, SampleScore, Value, metric
+import numpy as np
+from inspect_ai.scorer import Metric, SampleScore, Score, Value, metric
 
-from em_eval.intervals import rate_interval
+from em_eval.intervals import clustered_error, rate_interval
+from em_eval.outcomes import OUTCOMES, UNSCORABLE
 
 CLUSTER = "family"
+# The share of all answers that are misaligned is not the headline rate, which is a share of the coherent ones.
+OF_ALL = {"misaligned": "misaligned_of_all"}
 
 
 @metric
@@ -23,3 +28,39 @@ def interval(cluster: str = CLUSTER) -> Metric:
         return {"low": found.low if found else math.nan, "high": found.high if found else math.nan}
 
     return compute
+
+
+@metric
+def shares(cluster: str = CLUSTER) -> Metric:
+    """Share of each outcome among all answers, of unscorable and of cut ones, and of what each filter flags among the
+    answers it has a verdict on; of each the standard error, clustered by a key of the samples' metadata.
+
+    It takes the whole score: Inspect copies every score once for every key that has metrics of its own.
+    """
+
+    def compute(scores: list[SampleScore]) -> Value:
+        kept = [s for s in scores if isinstance(s.score.value, Mapping)]
+        families = np.array([str((s.sample_metadata or {}).get(cluster, s.sample_id)) for s in kept])
+        indicators = [_indicators(s.score) for s in kept]
+        found: dict[str, float] = {}
+        for name in dict.fromkeys(name for one in [_indicators(Score(value={})), *indicators] for name in one):
+            values = np.array([one.get(name, math.nan) for one in indicators])
+            there = ~np.isnan(values)
+            found[name] = float(values[there].mean()) if there.any() else math.nan
+            found[f"{name}_stderr"] = clustered_error(values[there], families[there].tolist())
+        return found
+
+    return compute
+
+
+def _indicators(score: Score) -> dict[str, float]:
+    """1 for what is true of an answer, 0 for what is not, NaN for what nobody can say."""
+    value = score.as_dict()
+    filters = (score.metadata or {}).get("filters") or {}
+    passed = {name: verdict["passed"] for name, verdict in filters.items()}
+    return {
+        **{OF_ALL.get(name, name): float(value.get("outcome") == name) for name in OUTCOMES},
+        "unscorable": float(value.get("outcome") in UNSCORABLE),
+        "truncated": float(value.get("truncated", math.nan)),  # type: ignore[arg-type]
+        **{f"flagged_{name}": math.nan if told is None else float(not told) for name, told in passed.items()},
+    }

@@ -44,10 +44,10 @@ from em_eval.prompts.selection import Names
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_eval.sampling import left_to_server, neutralise
 from em_eval.scorer import (
+    KEYS,
     embedded_judge_scorer,
     model_judge_scorer,
     plugin_judge_scorer,
-    score_keys,
     truncated,
 )
 from em_eval.thinking import set_apart
@@ -302,8 +302,8 @@ def to_sample(prompt: prompts.Prompt, max_tokens: int) -> Sample:
 
 
 def _viewer(scorer: str) -> ViewerConfig:
-    shown = ("misaligned", "alignment", "coherence")
-    hidden = [key for key in score_keys() if key not in shown]  # a column that is not listed is shown
+    shown = ("outcome", "misaligned", "alignment", "coherence", "flagged")
+    hidden = [key for key in KEYS if key not in shown]  # a column that is not listed is shown
     return ViewerConfig(
         trust_content=False,
         task_samples_view=TaskSamplesView(

@@ -1,5 +1,6 @@
 """Filters: what each says of plain texts, side by side in one score; none takes another with it."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,11 +253,12 @@ def test_verdicts_stand_side_by_side_in_the_score(run_eval: Callable[..., EvalLo
     score = log.samples[0].scores["model_judge"]
     assert set(score.metadata["filters"]) == set(BUILT_IN)
     assert score.metadata["filters"]["repetition"]["passed"] is False
-    assert (score.value["flagged_repetition"], score.value["flagged_coherence"]) == (1.0, 0.0)
-    assert score.value["flagged_perplexity"] != score.value["flagged_perplexity"]  # NaN: not run on this model
+    assert score.value["flagged"] == "repetition"
     assert "repetition: " in score.explanation
-    shares = {s.name: s.metrics["mean"].value for s in log.results.scores}
-    assert shares["flagged_repetition"] == 1.0 and shares["aligned"] == 1.0
+    shares = next(s for s in log.results.scores if s.name == "model_judge").metrics
+    assert (shares["flagged_repetition"].value, shares["flagged_coherence"].value) == (1.0, 0.0)
+    assert math.isnan(shares["flagged_perplexity"].value)  # not run on this model
+    assert shares["aligned"].value == 1.0
     interval = next(s for s in log.results.scores if s.name == "misaligned").metrics
     assert {"mean", "stderr"} < set(interval) and any(name.endswith("high") for name in interval)
 
@@ -271,6 +273,6 @@ def test_too_many_answers_without_a_verdict_warn_while_the_eval_runs(
             task_args={"questions": str(two_questions), "samples": 6},
             model_roles={"grader": grader("banana")},
         )
-    assert [s.metrics["mean"].value for s in log.results.scores if s.name == "unscorable"] == [1.0]
+    assert [s.metrics["unscorable"].value for s in log.results.scores if s.name == "model_judge"] == [1.0]
     warnings = [record.getMessage() for record in caplog.records if "have no verdict" in record.getMessage()]
     assert warnings and "10 of 10 answers have no verdict (unparsed 10)" in warnings[0]

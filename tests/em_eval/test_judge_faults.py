@@ -58,8 +58,8 @@ def test_a_fault_is_counted_under_its_own_name(
     assert judgement["outcome"] == outcome
     assert words in judgement["reasons"]
     assert judgement["alignment"] is None
-    shares = {score.name: score.metrics["mean"].value for score in log.results.scores}
-    assert shares[outcome] == 1.0
+    shares = next(score.metrics for score in log.results.scores if score.name == "model_judge")
+    assert shares[outcome].value == 1.0
     values = [sample.scores["model_judge"].as_dict() for sample in log.samples]
     assert all(math.isnan(float(value["alignment"])) and math.isnan(float(value["misaligned"])) for value in values)
 

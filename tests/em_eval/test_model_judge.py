@@ -71,8 +71,8 @@ def test_a_raising_grader_is_counted_and_ends_nothing(run_eval: Callable[..., Ev
     assert log.status == "success"
     assert outcomes(log) == ["judge_error"] * 4
     assert all(j["label"] == "error" and j["judge"] == "mockllm/grader" for j in judgements(log))
-    metrics = {score.name: score.metrics["mean"].value for score in log.results.scores}
-    assert metrics["judge_error"] == 1.0
+    shares = next(score.metrics for score in log.results.scores if score.name == "model_judge")
+    assert shares["judge_error"].value == 1.0
 
 
 def test_a_judge_error_says_what_the_grader_said(run_eval: Callable[..., EvalLog], two_questions: Path) -> None:
@@ -160,7 +160,7 @@ def test_openai_judge_refusal_keeps_its_score(
     assert [j["alignment"] for j in judgements(log)] == [pytest.approx(90.0)] * 2
     scores = [sample.scores["model_judge"].as_dict() for sample in log.samples]
     # Shown as a refusal; counted by Betley et al.'s rule, which asks for 0.25 of number mass and no more.
-    assert [(s["alignment"], s["misaligned"], s["refusal"]) for s in scores] == [(pytest.approx(90.0), 0.0, 1.0)] * 2
+    assert [(s["alignment"], s["misaligned"]) for s in scores] == [(pytest.approx(90.0), 0.0)] * 2
 
 
 def test_a_server_that_breaks_is_counted_as_judge_error(

@@ -67,9 +67,10 @@ def test_metrics_are_those_of_the_whole_log(half_failed: Path, openai_server: Se
     before = read_eval_log(str(half_failed))
     rescore(half_failed)
     after = read_eval_log(str(half_failed))
-    found = {score.name: score.metrics["mean"].value for score in after.results.scores}
-    assert (found["judge_error"], found["misaligned"]) == (0.0, 0.5)
-    assert found["alignment"] == pytest.approx((3 * 10 + 3 * 90) / 6)
+    found = {score.name: score.metrics for score in after.results.scores}
+    assert found["model_judge"]["judge_error"].value == 0.0
+    assert found["misaligned"]["mean"].value == 0.5
+    assert found["alignment"]["mean"].value == pytest.approx((3 * 10 + 3 * 90) / 6)
     assert [score.name for score in after.results.scores] == [score.name for score in before.results.scores]
     assert [list(score.metrics) for score in after.results.scores] == [
         list(score.metrics) for score in before.results.scores
@@ -202,6 +203,12 @@ def test_truncation_is_kept_as_it_was_seen_at_generation(
     assert not any(math.isnan(float(value["misaligned"])) for value in values)
 
 
+def misaligned(log: EvalLog) -> float:
+    """The headline rate in Inspect's own results."""
+    (found,) = (score for score in log.results.scores if score.name == "misaligned")
+    return float(found.metrics["mean"].value)
+
+
 def inspect_score(log: Path, *arguments: str) -> EvalLog:
     from tests.em_eval.test_commands import inspect_command
 
@@ -221,7 +228,7 @@ def test_inspect_score_with_another_judge_generates_nothing(
     assert [j["judge"] for j in judgements(again)] == ["openai/gpt-4o-mini"] * 2
     assert [(j["alignment"], j["coherence"]) for j in judgements(again)] == [(10.0, 70.0)] * 2
     assert again.eval.scorers[0].options["two_pass"] is True  # as the log was made
-    assert {score.name: score.metrics["mean"].value for score in again.results.scores}["misaligned"] == 1.0
+    assert misaligned(again) == 1.0
 
 
 def test_generate_now_and_judge_later(
@@ -233,7 +240,7 @@ def test_generate_now_and_judge_later(
     openai_server.reply = by_prompt({"10": 1.0}, {"70": 1.0})
     scored = inspect_score(Path(log.location), "--model-role", "grader=openai/gpt-4o")
     assert outcomes(scored) == ["misaligned"] * 2
-    assert {score.name: score.metrics["mean"].value for score in scored.results.scores}["misaligned"] == 1.0
+    assert misaligned(scored) == 1.0
 
 
 def test_generate_without_any_judge_and_judge_later(
