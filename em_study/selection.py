@@ -24,5 +24,5 @@ def selected(cells: Sequence[T], only: Sequence[str]) -> list[T]:
     for pattern in only:
         if not any(fnmatchcase(cell.label, pattern) for cell in cells):
             example = f" {cells[0].label}" if cells else ""
-            raise UserError(f"--only {pattern}: fits no cell of the study; cells are called like{example}: try '*lion*'")
+            raise UserError(f"--only {pattern}: fits no cell of the study, which are called like{example}")
     return [cell for cell in cells if not only or any(fnmatchcase(cell.label, pattern) for pattern in only)]
