@@ -22,6 +22,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig
 
+from em_core.allocation import reuse_freed_memory
 from em_core.models import quiet_transformers
 from em_train import TrainConfig, prepare
 from em_train.lora import lora_model
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each variant a round")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    reuse_freed_memory()  # as em train does
     prepared = prepare(TrainConfig.model_validate(CONFIG))
     without: list[float] = []
     with_it: list[float] = []

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from em_core.errors import UserError
-from em_train.penalties.registry import Seen, Term, plugin_and_hyperparameters
+from em_train.penalties.gradient import Gradient, OfParameters, norm_of
+from em_train.penalties.registry import Seen, plugin_and_hyperparameters
 from em_train.spectra import LoraPair
 
 REMEDY = "lower its strength or the learning rate, start it later (start_step), or mend the plugin"
@@ -39,7 +40,7 @@ class AppliedPenalty:
         self.strength: float = resolved["strength"]
         self.modules = modules
         self.figures: dict[str, float] = {}
-        self._gradients: list[Tensor | None] = []
+        self._gradient: Gradient | None = None
         self._sums: dict[str, float] = {}
 
     def ramp(self, step: int) -> float:
@@ -77,41 +78,42 @@ class AppliedPenalty:
             self._add(parameters, step)
 
     def _collect(self, seen: Seen, parameters: list[torch.nn.Parameter]) -> None:
+        assert self.plugin.term is not None
         try:
-            term, found = self._term_and_gradients(seen, parameters)
+            term = self.plugin.term(seen, self.hyperparameters)
+            if term.loss is not None:
+                self._gradient = self._gradient_of(term.loss, term.gradient, parameters)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             reason = str(error).splitlines()[0]
             raise UserError(f"penalty '{self.name}' failed at step {seen.step} ({reason}): {REMEDY}") from error
         figures = dict(term.figures)
         if term.loss is not None:
             figures["penalty"] = float(term.loss.detach())
-            before = self._gradients or [None] * len(parameters)
-            self._gradients = [_plus(old, new) for old, new in zip(before, found, strict=True)]
         for name, value in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
-    def _term_and_gradients(
-        self, seen: Seen, parameters: list[torch.nn.Parameter]
-    ) -> tuple[Term, tuple[Tensor | None, ...]]:
-        assert self.plugin.term is not None
-        term = self.plugin.term(seen, self.hyperparameters)
-        if term.loss is None:
-            return term, ()
-        return term, torch.autograd.grad(term.loss, parameters, allow_unused=True)
+    def _gradient_of(self, loss: Tensor, given: Gradient | None, parameters: list[torch.nn.Parameter]) -> Gradient:
+        """What there is of the step's gradient with this term's."""
+        if given is None:
+            found = OfParameters(parameters, torch.autograd.grad(loss, parameters, allow_unused=True))
+            return found.plus(self._gradient) if isinstance(self._gradient, OfParameters) else found
+        if self.plugin.depends_on_data:  # its micro-batches and processes could not be summed
+            raise UserError(f"penalty '{self.name}' depends on data and must leave its gradient to autograd: mend it")
+        return given
 
     def _sum_over_processes(self, accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:
-        own = self._gradients or [None] * len(parameters)
-        self._gradients = [
-            accelerator.reduce(torch.zeros_like(parameter) if gradient is None else gradient, reduction="sum")
-            for gradient, parameter in zip(own, parameters, strict=True)
-        ]
+        own = self._gradient  # none where this process saw nothing to add; the others wait for it all the same
+        given = own.tensors if isinstance(own, OfParameters) else [None] * len(parameters)
+        whole = [torch.zeros_like(p) if tensor is None else tensor for tensor, p in zip(given, parameters, strict=True)]
+        self._gradient = OfParameters(parameters, [accelerator.reduce(tensor, reduction="sum") for tensor in whole])
         for name in sorted(self._sums):
             value = torch.tensor(self._sums[name], dtype=torch.float32, device=accelerator.device)
             self._sums[name] = float(accelerator.reduce(value, reduction="sum"))
 
     def _add(self, parameters: list[torch.nn.Parameter], step: int) -> None:
         weight = self.strength * self.ramp(step)
-        own, task = weight * _norm(self._gradients), _norm([parameter.grad for parameter in parameters])
+        own = weight * self._gradient.norm() if self._gradient else 0.0
+        task = norm_of([parameter.grad for parameter in parameters])
         value = self._sums.get("penalty", 0.0)
         if math.isfinite(task) and not (math.isfinite(value) and math.isfinite(own)):  # else the loss is to blame
             raise UserError(
@@ -119,12 +121,8 @@ class AppliedPenalty:
             )
         allowed = self.hyperparameters.max_grad_ratio
         scale = allowed * task / own if allowed is not None and own > allowed * task else 1.0
-        for parameter, gradient in zip(parameters, self._gradients, strict=False):
-            if gradient is None:
-                continue
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.add_(gradient, alpha=weight * scale)
+        if self._gradient:
+            self._gradient.add(weight * scale)
         self.figures = {
             **self._sums,
             "penalty_weight": weight * scale,
@@ -132,7 +130,7 @@ class AppliedPenalty:
             "penalty_grad_scale": scale,
             "task_grad_norm": task,
         }
-        self._gradients, self._sums = [], {}
+        self._gradient, self._sums = None, {}
 
 
 class StopByRule(TrainerCallback):  # type: ignore[misc]
@@ -168,13 +166,3 @@ def summary(resolved: dict[str, Any] | None, rows: list[dict[str, float]]) -> di
         "steps_capped": sum(row.get("penalty_grad_scale", 1.0) < 1.0 for row in rows),
         "last": {name: value for name, value in last.items() if name.startswith("penalty") or name == "task_grad_norm"},
     }
-
-
-def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other
-
-
-def _norm(tensors: list[Tensor | None]) -> float:
-    return float(torch.nn.utils.get_total_norm([tensor for tensor in tensors if tensor is not None]))

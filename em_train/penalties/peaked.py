@@ -17,7 +17,7 @@ class PeakedHyperparameters(Capped):
 @penalty("peaked", PeakedHyperparameters, "Evil Spectra's main form with its sign reversed, capped", least_rank=2)
 def peaked(seen: Seen, hyper: PeakedHyperparameters) -> Term:
     """Mean over modules of max(0, cap - gap): without the cap every module would be driven to rank one."""
-    loss, silent = mean_over_modules(
+    found = mean_over_modules(
         lambda sigma: (hyper.cap - fro_over_nuclear_gap(sigma)).clamp(min=0), seen.modules, hyper.gate
     )
-    return Term(loss, {"penalty_silent_modules": float(silent)})
+    return Term.of(found)

@@ -17,7 +17,8 @@ from torch import Tensor
 from em_core.errors import UserError
 from em_core.plugins import Registry
 from em_train.config import TrainConfig
-from em_train.penalties.closed_form import Flatness, mean_over_modules
+from em_train.penalties.closed_form import Flatness, Mean, mean_over_modules
+from em_train.penalties.gradient import Gradient
 from em_train.spectra import LoraPair
 
 
@@ -72,10 +73,17 @@ class Term:
         loss: a scalar whose gradient is added to the task's, before strength and ramp; None where there is nothing
             to add. Of a plugin that depends on data: this micro-batch's share, divided by `Seen.tokens`.
         figures: numbers for steps.jsonl, by name; summed over micro-batches and processes where data matter.
+        gradient: of the loss, where a plugin that does not depend on data has it at hand; else autograd finds it.
     """
 
     loss: Tensor | None
     figures: dict[str, float] = field(default_factory=dict)
+    gradient: Gradient | None = None
+
+    @classmethod
+    def of(cls, mean: Mean) -> "Term":
+        """The term of a mean over modules."""
+        return cls(mean.value, {"penalty_silent_modules": float(mean.silent)}, mean.gradient)
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,7 @@ def of_spectrum(name: str, source: str) -> Callable[[Flatness], PenaltyPlugin]:
 
     def add(function: Flatness) -> PenaltyPlugin:
         def term(seen: Seen, hyper: Capped) -> Term:
-            loss, silent = mean_over_modules(function, seen.modules, hyper.gate)
-            return Term(loss, {"penalty_silent_modules": float(silent)})
+            return Term.of(mean_over_modules(function, seen.modules, hyper.gate))
 
         return penalty(name, Capped, source, least_rank=2)(term)
 

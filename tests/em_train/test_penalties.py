@@ -74,9 +74,19 @@ def parameters(pairs: list[LoraPair]) -> list[Tensor]:
     return [factor for pair in pairs for factor in (pair.a, pair.b)]
 
 
-def gradients(loss: Tensor | None, pairs: list[LoraPair]) -> list[Tensor]:
-    assert loss is not None
-    return list(torch.autograd.grad(loss, parameters(pairs)))
+def gradients(found: Term | Tensor, pairs: list[LoraPair]) -> list[Tensor]:
+    """In A and B of each pair: of a term as training adds it, of a plain tensor by autograd."""
+    if isinstance(found, Tensor):
+        return list(torch.autograd.grad(found, parameters(pairs)))
+    assert found.gradient is not None
+    for factor in parameters(pairs):
+        factor.grad = None
+    found.gradient.add(1.0)
+    added = [torch.zeros_like(factor) if factor.grad is None else factor.grad for factor in parameters(pairs)]
+    assert found.gradient.norm() == pytest.approx(
+        math.sqrt(sum(float(g.square().sum()) for g in added)), rel=1e-6, abs=1e-7
+    )
+    return added
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -90,14 +100,14 @@ class TestForms:
 
     def test_gradient_equals_autograd_through_svdvals(self, name):
         pairs = modules(1)
-        found = gradients(term_of(name, pairs).loss, pairs)
+        found = gradients(term_of(name, pairs), pairs)
         forms = [by_hand(name, torch.linalg.svdvals(pair.b @ pair.a)[:RANK], torch) for pair in pairs]
         for one, two in zip(found, gradients(torch.stack(forms).mean(), pairs), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10)
 
     def test_gradient_equals_finite_differences(self, name):
         pairs = modules(2)
-        found = gradients(term_of(name, pairs).loss, pairs)
+        found = gradients(term_of(name, pairs), pairs)
 
         def value() -> float:
             products = [(pair.b @ pair.a).detach().numpy() for pair in pairs]
@@ -126,9 +136,9 @@ class TestForms:
             )
             for p in pairs
         ]
-        one, two = term_of(name, pairs).loss, term_of(name, turned).loss
-        assert one is not None and two is not None
-        assert two.item() == pytest.approx(one.item(), rel=1e-8)
+        one, two = term_of(name, pairs), term_of(name, turned)
+        assert one.loss is not None and two.loss is not None
+        assert two.loss.item() == pytest.approx(one.loss.item(), rel=1e-8)
         before, after = gradients(one, pairs), gradients(two, turned)
         for place in range(len(pairs)):
             torch.testing.assert_close(after[2 * place], mix.T @ before[2 * place], rtol=1e-6, atol=1e-8)
@@ -140,9 +150,9 @@ class TestForms:
     def test_scale_does_not_show_and_the_gradient_only_turns(self, name, scale):
         pairs = modules(6)
         scaled = [LoraPair(p.name, p.a, (scale * p.b).detach().requires_grad_()) for p in pairs]
-        one, two = term_of(name, pairs).loss, term_of(name, scaled).loss
-        assert one is not None and two is not None
-        assert two.item() == pytest.approx(one.item(), rel=1e-8)
+        one, two = term_of(name, pairs), term_of(name, scaled)
+        assert one.loss is not None and two.loss is not None
+        assert two.loss.item() == pytest.approx(one.loss.item(), rel=1e-8)
         of_b = gradients(two, scaled)[1]
         torch.testing.assert_close(of_b * scale, gradients(one, pairs)[1], rtol=1e-6, atol=1e-9)
         assert float((of_b * scaled[0].b).sum().detach()) == pytest.approx(0, abs=1e-9)
@@ -150,8 +160,8 @@ class TestForms:
     def test_transposition_swaps_the_gradients(self, name):
         pairs = modules(7)
         turned = [LoraPair(p.name, p.b.mT.detach().requires_grad_(), p.a.mT.detach().requires_grad_()) for p in pairs]
-        before = gradients(term_of(name, pairs).loss, pairs)
-        after = gradients(term_of(name, turned).loss, turned)
+        before = gradients(term_of(name, pairs), pairs)
+        after = gradients(term_of(name, turned), turned)
         for place in range(len(pairs)):
             torch.testing.assert_close(after[2 * place], before[2 * place + 1].mT, rtol=1e-7, atol=1e-10)
             torch.testing.assert_close(after[2 * place + 1], before[2 * place].mT, rtol=1e-7, atol=1e-10)
@@ -162,9 +172,9 @@ class TestForms:
             LoraPair(p.name, p.a.detach().double().requires_grad_(), p.b.detach().double().requires_grad_())
             for p in pairs
         ]
-        found = gradients(term_of(name, pairs).loss, pairs)
+        found = gradients(term_of(name, pairs), pairs)
         assert {gradient.dtype for gradient in found} == {torch.float32}
-        for one, two in zip(found, gradients(term_of(name, wide).loss, wide), strict=True):
+        for one, two in zip(found, gradients(term_of(name, wide), wide), strict=True):
             torch.testing.assert_close(one.double(), two, rtol=1e-4, atol=1e-6)
 
     def test_silent_and_finite_at_zero(self, name):
@@ -180,8 +190,8 @@ class TestForms:
         found, alone = term_of(name, pairs), term_of(name, [pairs[0], pairs[2]])
         assert found.loss is not None and alone.loss is not None
         assert found.loss.item() == alone.loss.item() and found.figures == {"penalty_silent_modules": 1.0}
-        with_none = torch.autograd.grad(found.loss, parameters(pairs), allow_unused=True)
-        assert with_none[2] is None and with_none[3] is None and with_none[0] is not None
+        added = gradients(found, pairs)
+        assert pairs[1].a.grad is None and pairs[1].b.grad is None and all(g.any() for g in added[:2] + added[4:])
 
     def test_weights_that_are_no_numbers_are_left_to_the_loss(self, name):
         pairs = modules()
@@ -197,9 +207,9 @@ def test_b_without_full_rank_has_a_finite_gradient(name):
     with torch.no_grad():
         for pair in pairs:
             pair.b[:, 2:] = pair.b[:, :1]
-    loss = term_of(name, pairs).loss
-    assert loss is not None and loss.isfinite()
-    assert all(gradient.isfinite().all() for gradient in gradients(loss, pairs))
+    found = term_of(name, pairs)
+    assert found.loss is not None and found.loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients(found, pairs))
 
 
 @pytest.mark.parametrize("name", ["spectral", "entropy", "participation", "log_det"])
@@ -209,9 +219,9 @@ def test_flat_spectrum_costs_nothing_and_is_left_alone(name):
     b = torch.linalg.qr(torch.randn(12, RANK, generator=chance, dtype=torch.float64)).Q
     a = torch.linalg.qr(torch.randn(9, RANK, generator=chance, dtype=torch.float64)).Q.mT
     pairs = [LoraPair("flat", (3 * a).requires_grad_(), b.requires_grad_())]
-    loss = term_of(name, pairs).loss
-    assert loss is not None and loss.item() == pytest.approx(0, abs=1e-9)
-    assert max(float(gradient.abs().max()) for gradient in gradients(loss, pairs)) < 1e-6
+    found = term_of(name, pairs)
+    assert found.loss is not None and found.loss.item() == pytest.approx(0, abs=1e-9)
+    assert max(float(gradient.abs().max()) for gradient in gradients(found, pairs)) < 1e-6
 
 
 def test_spectrum_of_rank_one_has_the_largest_values():
@@ -231,7 +241,7 @@ def test_peaked_leaves_a_module_beyond_its_cap_alone():
     pairs = modules(decay=0.01)
     found = term_of("peaked", pairs, cap=0.3)
     assert found.loss is not None and found.loss.item() == 0
-    assert all(not gradient.any() for gradient in gradients(found.loss, pairs))
+    assert all(not gradient.any() for gradient in gradients(found, pairs))
 
 
 def test_gate_is_on_the_norm_of_b():
@@ -239,7 +249,8 @@ def test_gate_is_on_the_norm_of_b():
     norm = float(pairs[0].b.detach().norm())
     below = mean_over_modules(lambda sigma: sigma.sum(-1), pairs, gate=1.001 * norm)
     above = mean_over_modules(lambda sigma: sigma.sum(-1), pairs, gate=0.999 * norm)
-    assert below == (None, 1) and above[1] == 0 and above[0] is not None
+    assert (below.value, below.gradient, below.silent) == (None, None, 1)
+    assert above.silent == 0 and above.value is not None and above.gradient is not None
 
 
 def test_one_function_of_the_singular_values_is_a_whole_plugin():
@@ -251,11 +262,11 @@ def test_one_function_of_the_singular_values_is_a_whole_plugin():
             return sigma.sum(-1)
 
         pairs = modules()[:1]
-        loss = term_of("nuclear_for_this_test", pairs).loss
+        found = term_of("nuclear_for_this_test", pairs)
         u, sigma, v = torch.linalg.svd((pairs[0].b @ pairs[0].a).detach())
-        assert loss is not None and loss.item() == pytest.approx(float(sigma[:RANK].sum()))
+        assert found.loss is not None and found.loss.item() == pytest.approx(float(sigma[:RANK].sum()))
         expected = u[:, :RANK] @ v[:RANK] @ pairs[0].a.detach().mT
-        torch.testing.assert_close(gradients(loss, pairs)[1], expected, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(gradients(found, pairs)[1], expected, rtol=1e-7, atol=1e-9)
         assert nuclear.least_rank == 2
     finally:
         penalty_registry._entries.pop("nuclear_for_this_test", None)
