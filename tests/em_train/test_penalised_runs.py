@@ -17,6 +17,7 @@ from em_core.manifest import read_manifest
 from em_train import TrainConfig, train
 from em_train.penalties import Seen, Term, penalty_registry
 from em_train.penalties.equal_cost import match_strength
+from em_train.penalties.gradient import OfParameters
 from em_train.penalties.registry import Scheduled, penalty
 from em_train.preparation import prepare
 from em_train.spectra import flatten_adapter
@@ -370,6 +371,22 @@ class TestUnfitTerms:
         settings = {"optimiser": {"name": "sgd", "lr": 1e30}, "max_grad_norm": 0}
         with pytest.raises(UserError, match="^loss is nan at step"):
             train(make_config(tiny_base, tiny_dataset, penalty={"name": "kl"}, **settings), tmp_path / "run")
+
+
+def test_a_gradient_of_its_own_is_refused_where_micro_batches_are_summed(
+    tiny_base, tiny_dataset, tmp_path, monkeypatch
+):
+    penalty_registry.names()  # loads them
+    monkeypatch.setattr(penalty_registry, "_entries", dict(penalty_registry._entries))
+
+    @penalty("summed", Scheduled, "a test", depends_on_data=True)
+    def summed(seen: Seen, hyper: Scheduled) -> Term:
+        trained = [pair.b for pair in seen.modules]
+        return Term(trained[0].sum(), {}, OfParameters(trained, [torch.ones_like(b) for b in trained]))
+
+    config = make_config(tiny_base, tiny_dataset, penalty={"name": "summed"})
+    with pytest.raises(UserError, match="'summed' depends on data and must leave its gradient to autograd"):
+        train(config, tmp_path / "run")
 
 
 def test_figure_that_would_hide_a_column_is_refused(tiny_base, tiny_dataset, tmp_path, monkeypatch):
