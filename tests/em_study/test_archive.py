@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from em_eval.judge import judge_registry
 from em_eval.outcomes import Judgement
 from em_study import cli, load_study
 from em_study.drive import run_study
+from em_study.execute import Job
 from em_study.executors.local import ThisProcess
 from tests.em_study.test_execute import FakeJudge
 
@@ -147,6 +149,29 @@ def test_its_rates_are_those_of_the_study(
 
     before, after = figures("logs/tiny"), figures(str(archived / "logs"))
     assert len(before) == 2 and before == after
+
+
+class Idle(ThisProcess):
+    """An executor for a study that has nothing left to do."""
+
+    def submit(self, job: Job) -> None:
+        raise AssertionError(f"{job.kind} {job.label} was to be done again")
+
+
+def test_copied_back_the_study_goes_on_from_it(
+    place: Place, archived: Path, em: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine, without the weights: nothing is trained or asked again, and the report is made anew."""
+    for part in ("runs", "logs"):
+        shutil.copytree(archived / part, tmp_path / part)
+    shutil.copy(place.folder / "tiny.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    assert run_study(load_study(tmp_path / "tiny.yaml"), Idle())[1] == []
+    assert em("report", "tiny.yaml") == em("export", "tiny.yaml", "--folder", "tables") == 0
+    assert (tmp_path / "runs" / "tiny" / "report" / "index.html").is_file()
+    rates = [pd.read_csv(folder / "tables" / "checkpoints.csv")["rate"] for folder in (tmp_path, archived)]
+    assert len(rates[0]) == 2 and rates[0].equals(rates[1])
 
 
 def test_its_size_is_printed_and_bounded(

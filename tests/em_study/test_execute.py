@@ -790,6 +790,22 @@ def test_a_dry_run_counts_and_touches_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.yaml"]
 
 
+def test_only_the_chosen_cells_are_worked_on(
+    plain: dict[str, Any], em: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(plain | {"name": "two", "evaluations": []}), encoding="utf-8")
+    assert em("run", "two.yaml", "--dry-run", "--only", "*lion*") == 0
+    assert "cells 1 (0 done)" in " ".join(capsys.readouterr().out.split())
+    assert em("run", "two.yaml", "--only", "*lion*") == 0
+    (run,) = (path.parent for path in tmp_path.glob("runs/two/*/run.json"))
+    assert "-lion-" in run.name
+    cells = json.loads((tmp_path / "runs" / "two" / "plan.json").read_text(encoding="utf-8"))["cells"]
+    assert len(cells) == 2  # em status tells of the whole study
+    assert em("run", "two.yaml", "--only", "*muon*") == 2
+    assert "--only *muon*: fits no cell" in capsys.readouterr().err
+
+
 def test_the_hidden_cell_command_is_idempotent_and_names_failures(
     done: Place, em: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
