@@ -79,9 +79,13 @@ def _machine() -> str:
 
 
 def _processor() -> str:
+    """By family and model, too: a virtual machine's name may hide which generation it runs on."""
     cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.is_file() else None
-    return f"{found[1] if found else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, flags=re.MULTILINE))
+    name = facts.get("model name", platform.processor())
+    exact = f" family {facts['cpu family']} model {facts['model']}" if {"cpu family", "model"} <= facts.keys() else ""
+    return f"{name}{exact} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from rich.table import Table
 
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST, Manifest, read_manifest
+from em_study.cells import Cell, cells
 from em_study.logs import Logs
 from em_study.plan import RUN_FILE, RUNS
 from em_study.progress import hours
 from em_study.selection import selected
-from em_study.study import Cell, Evaluation, Study, cells
+from em_study.study import Evaluation, Study
 
 CHARACTERS_A_TOKEN = 4.0
 GRADER_CALLS = 2  # alignment and coherence

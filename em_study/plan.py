@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from em_core.errors import UserError
 from em_core.files import write_json
-from em_study.study import Cell, Evaluation, Study, cells
+from em_study.cells import Cell, cells
+from em_study.study import Evaluation, Study
 from em_train.config import TrainConfig
 
 RUNS = Path("runs")

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from em_core.errors import UserError
 from em_study import Study, load_study
-from em_study.study import Evaluation, cells
+from em_study.cells import cells
+from em_study.study import Evaluation
 from em_train.config import TrainConfig
 
 MINIMAL: dict[str, Any] = {
@@ -243,7 +244,7 @@ def test_the_shipped_studies_are_sound(name: str, monkeypatch: pytest.MonkeyPatc
 
         for penalty in loaded.penalties:
             assert penalty.name == "none" or penalty.name in penalty_registry.names()
-    monkeypatch.setattr("em_study.study._train_rows", lambda dataset, held_out_fraction: 5400)
+    monkeypatch.setattr("em_study.cells._train_rows", lambda dataset, held_out_fraction: 5400)
     found = list(cells(loaded))
     assert len(found) == CELLS.get(name, len(found)) and len({cell.label for cell in found}) == len(found)
     for cell in found:

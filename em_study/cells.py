@@ -1,0 +1,183 @@
+"""From a study file to its cells: every point of the grid, and the single arms beside it, as a training run."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from em_core.errors import UserError
+from em_study.study import OptimiserAxis, Study
+from em_train.config import OptimiserConfig, TrainConfig, parse_config
+from em_train.datasets import label as dataset_label
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study. `label` is for people; the run's identity is the hash of its contents."""
+
+    label: str
+    config: TrainConfig
+    optional: bool = False
+
+
+def cells(study: Study, uncounted: dict[str, str] | None = None) -> Iterator[Cell]:
+    """Every run of the study: the grid first, then the single arms.
+
+    Args:
+        uncounted: takes, for each dataset whose rows an epoch cannot count, why; its cells then have `epochs` and no
+            true number of steps. Without it that is an error, but for optional arms.
+
+    Raises:
+        UserError: an arm names an optimiser that is not in the grid, two cells would have one label, or a dataset
+            is not at hand whose rows an epoch has to count.
+    """
+    seen: set[str] = set()
+    for cell in _cells(study, uncounted):
+        if cell.label in seen:
+            raise UserError(f"study '{study.name}': two cells are called {cell.label}: remove one of them")
+        seen.add(cell.label)
+        yield cell
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One point of a study's grid, or one arm beside it: what every axis is set to."""
+
+    base: str
+    batch: int
+    dataset: str
+    axis: OptimiserAxis
+    lr: float
+    penalty: dict[str, Any] | None
+    seed: int
+    optional: bool = False
+
+
+def _cells(study: Study, uncounted: dict[str, str] | None) -> Iterator[Cell]:
+    known = {axis.name: axis for axis in reversed(study.optimisers)}
+    for place, arm in enumerate(study.arms):
+        if arm.optimiser not in known:
+            raise UserError(
+                f"{study.place('arms', place, 'optimiser')}study '{study.name}': arm on {arm.dataset} names optimiser "
+                f"'{arm.optimiser}', which is not in its grid: {', '.join(axis.name for axis in study.optimisers)}"
+            )
+    blocks = [(base, batch) for base in study.base_model for batch in study.batch_size]
+    penalties = [setting for penalty in study.penalties for setting in penalty.each()]
+    for base, batch in blocks:
+        for dataset in study.datasets:
+            for axis in study.optimisers:
+                for lr, penalty, seed in product(axis.lr, penalties, study.seeds):
+                    yield _cell(study, _Point(base, batch, dataset, axis, lr, penalty, seed), uncounted)
+    for base, batch in blocks:
+        for arm in study.arms:
+            axis = known[arm.optimiser]
+            for penalty, seed in product(arm.penalty.each(), study.seeds):
+                point = _Point(base, batch, arm.dataset, axis, axis.lr[0], penalty, seed, arm.optional)
+                yield _cell(study, point, uncounted)
+
+
+def _cell(study: Study, point: _Point, uncounted: dict[str, str] | None) -> Cell:
+    axis, own = point.axis, point.axis.training.model_dump(exclude_none=True)
+    length = {"epochs": study.epochs} if study.epochs is not None else {"steps": study.steps} if study.steps else {}
+    given = {
+        "base_model": point.base,
+        "base_revision": study.base_revision,
+        "dataset": point.dataset,
+        "optimiser": OptimiserConfig(name=axis.name, lr=point.lr, hyperparameters=axis.hyperparameters),
+        "lora": study.lora_on(point.base),
+        "batch_size": point.batch,
+        "micro_batch_size": study.micro_batch_size and min(study.micro_batch_size, point.batch),
+        "warmup_steps": study.warmup_steps,
+        "schedule": study.schedule,
+        "max_grad_norm": study.max_grad_norm,
+        "max_length": study.max_length,
+        "held_out_fraction": study.held_out_fraction,
+        "gradient_checkpointing": study.gradient_checkpointing,
+        "dtype": study.dtype,
+        "seed": point.seed,
+        "data_seed": point.seed,
+        "checkpoints": study.checkpoints,
+        **({} if "steps" in own else length),
+        **own,
+    }
+    if point.penalty is not None:
+        given["penalty"] = point.penalty
+    label = _label(study, point)
+    where = f"study '{study.name}', cell {label}"
+    config = _with_steps(study, parse_config(given, where), where, {} if point.optional else uncounted)
+    _check_evaluated_steps(study, config, where)
+    return Cell(label, config, point.optional)
+
+
+def _check_evaluated_steps(study: Study, config: TrainConfig, where: str) -> None:
+    kept = config.kept_steps()
+    for evaluation in study.evaluations:
+        if lost := sorted(set(evaluation.steps(kept)) - set(kept)):
+            raise UserError(
+                f"{where}: evaluation '{evaluation.name}' asks for step {lost[0]}, which the run does not keep; its "
+                f"checkpoints are {', '.join(map(str, kept))}"
+            )
+
+
+def _with_steps(study: Study, config: TrainConfig, where: str, uncounted: dict[str, str] | None) -> TrainConfig:
+    """With the steps that its epochs make, counted on the dataset's rows."""
+    if config.epochs is None or (uncounted and config.dataset in uncounted):
+        return config
+    try:
+        rows = _train_rows(config.dataset, config.held_out_fraction)
+    except UserError as error:
+        if uncounted is None:
+            raise UserError(f"{study.place_of_dataset(config.dataset)}{where}: {error}") from error
+        uncounted[config.dataset] = str(error)
+        return config
+    try:
+        return config.for_rows(rows)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+@lru_cache
+def _train_rows(dataset: str, held_out_fraction: float) -> int:
+    from em_train.datasets import load_dataset, split
+
+    return len(split(load_dataset(dataset), held_out_fraction)[0])
+
+
+def _label(study: Study, point: _Point) -> str:
+    """What the study varies, in words; the same optimiser or penalty twice is told apart by its other settings."""
+    axis = point.axis
+    twice = Counter(other.name for other in study.optimisers)[axis.name] > 1
+    parts = [
+        Path(point.base).name if len(study.base_model) > 1 else "",
+        dataset_label(point.dataset),
+        _axis_words(axis) if twice else _compact(axis.name),
+        f"lr{point.lr:g}",
+        f"batch{point.batch}" if len(study.batch_size) > 1 else "",
+        _penalty_words(study, point.penalty) if point.penalty else "",
+        f"seed{point.seed}",
+    ]
+    return "-".join(part for part in parts if part)
+
+
+def _axis_words(axis: OptimiserAxis) -> str:
+    """What tells this axis from another one of the same optimiser."""
+    given = axis.hyperparameters | axis.training.model_dump(exclude_none=True)
+    return "-".join([_compact(axis.name), *(f"{name}{_compact(value)}" for name, value in given.items())])
+
+
+def _penalty_words(study: Study, penalty: dict[str, Any]) -> str:
+    words = f"{penalty['name']}{penalty['strength']:g}"
+    if Counter(axis.name for axis in study.penalties)[penalty["name"]] > 1:
+        words += "".join(f"-{name}{_compact(value)}" for name, value in penalty["hyperparameters"].items())
+    return words
+
+
+def _compact(value: Any) -> str:
+    """A value as part of a folder's name."""
+    if isinstance(value, list | tuple):
+        return "_".join(_compact(part) for part in value)
+    return re.sub(r"[^A-Za-z0-9.+-]", "_", f"{value:g}" if isinstance(value, float) else str(value))
