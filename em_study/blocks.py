@@ -6,8 +6,9 @@ schedule, length) is its setting: the rate of one of several settings is not the
 
 from collections.abc import Sequence
 
+from em_study.names import display_name
 from em_study.plan import is_done
-from em_study.results import Row, display_name
+from em_study.results import Row
 from em_study.table import settings
 
 NOT_COMPARED = ("base", "benign")

@@ -21,9 +21,10 @@ from em_study.contrasts import OptimiserContrast
 from em_study.extremes import Extremes, extremes
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.matched import Matched, Point, Run, match
+from em_study.names import treatment_of
 from em_study.penalty_effect import PenaltyEffect, penalty_effects
 from em_study.plan import is_done
-from em_study.results import Results, Row, treatment_of
+from em_study.results import Results, Row
 from em_study.table import checkpoint_table
 from em_study.variance import VarianceShares, variance_shares
 

@@ -16,7 +16,8 @@ from em_eval.intervals import Interval
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.blocks import data_of, setting_of
 from em_study.contrasts import optimiser_contrasts
-from em_study.results import Row, penalty_words
+from em_study.names import penalty_words
+from em_study.results import Row
 
 ONE_SEED = "one seed: no interval"
 WITH, WITHOUT = "a: with", "b: without"  # in order

@@ -15,7 +15,8 @@ from em_eval.answers import Answer
 from em_eval.intervals import Interval, rate_interval
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.blocks import block_of, run_ends, several_settings, without_penalty
-from em_study.results import Row, display_name
+from em_study.names import display_name
+from em_study.results import Row
 
 PLAIN = ("plain", "")  # "": logs that do not say
 ASKED_ABOUT = {"sports": "risk"}  # topics of data under the name that questions have

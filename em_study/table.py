@@ -12,7 +12,8 @@ import pandas as pd
 
 from em_eval.rates import DEFINITIONS, rate
 from em_study.execute import Target
-from em_study.results import Results, Row, collect, hyperparameters, penalty_words, training_of
+from em_study.names import hyperparameters, penalty_words, training_of
+from em_study.results import Results, Row, collect
 from em_study.study import Study
 
 

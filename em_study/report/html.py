@@ -24,6 +24,7 @@ from em_study.blocks import NOT_COMPARED
 from em_study.comparison import Comparison, compare, extremes_by
 from em_study.contrasts import NO_DRAW, PAIRED, SEEDS, WIDER, WIDEST
 from em_study.dose import WORDS, dose_table
+from em_study.names import display_name
 from em_study.report import figures
 from em_study.report.cells import gap, interval, number, probability
 from em_study.report.examples import anchor, example_groups
@@ -34,7 +35,7 @@ from em_study.report.rows import last
 from em_study.report.summary import means_over_seeds
 from em_study.report.terminal import is_known, judge_in_words, seed_statement
 from em_study.report.viewer import answer_link, write_viewer
-from em_study.results import Results, Row, display_name
+from em_study.results import Results, Row
 from em_study.splits import SPLITS, changes, differs, order, split_rate
 
 TRANSCRIPTS = "transcripts"

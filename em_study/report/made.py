@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from em_study.names import display_name
 from em_study.report.rows import last, trained
 from em_study.report.viewer import VIEWER
-from em_study.results import Results, Row, display_name
+from em_study.results import Results, Row
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from em_eval.intervals import Interval
 from em_eval.rates import rate
 from em_study.blocks import NOT_COMPARED, block_of, run_ends
 from em_study.loss_alignment import LossAlignment, loss_alignment
+from em_study.names import display_name
 from em_study.penalty_effect import PenaltyEffect, penalty_effects
 from em_study.report.terminal import with_range
-from em_study.results import Results, Row, display_name
+from em_study.results import Results, Row
 from em_study.table import settings
 
 FIGURES = Path(__file__).with_name("published.yaml")

@@ -8,8 +8,9 @@ import numpy as np
 from em_eval.intervals import Interval
 from em_study.blocks import data_of, setting_of
 from em_study.matched import mean
+from em_study.names import treatment_of
 from em_study.report.rows import last
-from em_study.results import Row, treatment_of
+from em_study.results import Row
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from em_eval.answers import answers
 from em_eval.judge.embedded import read_facts
 from em_study.blocks import run_ends, without_penalty
-from em_study.results import _as_measured, _read, treatment_of
+from em_study.names import treatment_of
+from em_study.results import _as_measured, _read
 from tests.em_study.report.samples import seeded_results
 
 ROOT = Path(__file__).resolve().parents[2]

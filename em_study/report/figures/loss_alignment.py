@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from em_study.loss_alignment import Line, LossAlignment
+from em_study.names import display_name
 from em_study.report.figures.style import (
     INK,
     STYLE,
@@ -17,7 +18,7 @@ from em_study.report.figures.style import (
     new_figure,
     not_drawn,
 )
-from em_study.results import Row, display_name
+from em_study.results import Row
 
 MARKERS = "osD^vP*X"  # one a dataset
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import matplotlib
 
 from em_study.dose import DoseTable
+from em_study.names import display_name
 from em_study.report.figures.style import INK, MUTED, STYLE, Drawing, finish, new_figure, not_drawn
-from em_study.results import display_name
 
 MARKERS = {"end": "o", "train_loss": "s", "held_out_loss": "D", "norm_ba": "^", "tokens_seen": "v"}
 

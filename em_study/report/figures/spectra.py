@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from em_study.names import display_name
 from em_study.report.figures.labels import label_ends
 from em_study.report.figures.style import (
     LINES,
@@ -23,7 +24,7 @@ from em_study.report.figures.style import (
     not_drawn,
 )
 from em_study.report.rows import last, trained
-from em_study.results import Row, display_name
+from em_study.results import Row
 
 FloatArray = NDArray[np.float64]
 LAYER = re.compile(r"(?:layers?|blocks?|h)\.(\d+)\.")

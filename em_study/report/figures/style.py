@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from em_eval.intervals import Interval
+from em_study.names import display_name
 from em_study.report.rows import of_optimisers
-from em_study.results import Row, display_name
+from em_study.results import Row
 
 # The page's light colours. Inside the page they become its variables, which differ between light and dark.
 INK, MUTED, PAGE = "#1d1f21", "#63676b", "#ffffff"

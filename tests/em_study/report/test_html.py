@@ -18,13 +18,14 @@ from em_study.blocks import run_ends, several_settings
 from em_study.comparison import compare, runs_by
 from em_study.contrasts import WIDER, OptimiserContrast
 from em_study.dose import dose_table
+from em_study.names import labels
 from em_study.report import print_table, write_report
 from em_study.report.figures import Drawing, mean_spectrum, palette, probe_shift, rate_by_loss, spectra, spread
 from em_study.report.figures.style import KNOWN
 from em_study.report.html import _of_rows, unique_slugs
 from em_study.report.judge import judge_tables
 from em_study.report.terminal import decimal
-from em_study.results import Row, _labels, _verdict
+from em_study.results import Row, _verdict
 from em_study.splits import SPLITS, order
 from em_study.study import Assumption
 from em_study.table import checkpoint_table, settings
@@ -191,9 +192,9 @@ def test_labels_show_only_the_settings_that_are_not_defaults() -> None:
         named = plain.optimiser | {"source": "torch.optim.AdamW", "schedule": schedule} | whole | changed
         return plain.model_copy(update={"optimiser": named})
 
-    first, second = _labels([of("linear"), of("linear", betas=[0.0, 0.99])])
+    first, second = labels([of("linear"), of("linear", betas=[0.0, 0.99])])
     assert (first, second) == ("AdamW, finance_bad, default settings", "AdamW, finance_bad, betas [0.0, 0.99]")
-    assert [label.rpartition(", ")[2] for label in _labels([of("linear"), of("cosine")])] == ["linear", "cosine"]
+    assert [label.rpartition(", ")[2] for label in labels([of("linear"), of("cosine")])] == ["linear", "cosine"]
     one, other = (
         settings(Row(label="x", arm="bad", checkpoint=Path("x"), manifest=of(name))) for name in ("linear", "cosine")
     )
