@@ -8,15 +8,20 @@ from em_core.manifest import ADAPTER_CONFIG, MANIFEST, adapter_config, read_mani
 from em_core.models import BaseModelInfo, resolve_base
 
 
-def base_of(folder: Path) -> BaseModelInfo:
+def base_of(folder: Path, given: str = "") -> BaseModelInfo:
     """The base model of an adapter folder, ours or not.
 
     Our manifest names it by id and weight hash, which outlives a move; a foreign adapter has only the path or
     hub id in its configuration.
 
+    Args:
+        given: a base to take instead of the one named there.
+
     Raises:
         UserError: the base cannot be found, or its weights are not those that were trained on.
     """
+    if given:
+        return _checked(folder, given)
     config = adapter_config(folder)
     named = str(config.get("base_model_name_or_path") or "")
     if not (folder / MANIFEST).is_file():
@@ -47,13 +52,14 @@ def relink(folder: Path, base: str | None = None) -> Path:
     `hf/` and other readers follow that path literally, so a moved cache or a copied checkpoint needs it.
     """
     config = adapter_config(folder)
-    if base is not None:
-        config["base_model_name_or_path"] = str(resolve_base(base).path)
-        if (folder / MANIFEST).is_file():
-            expected = read_manifest(folder).base.weights_sha256
-            if resolve_base(base).weights_sha256 != expected:
-                raise UserError(f"{base} is not the base that {folder} was trained on (weight hashes differ)")
-    else:
-        config["base_model_name_or_path"] = str(base_of(folder).path)
-    write_json(folder / ADAPTER_CONFIG, config)
-    return Path(config["base_model_name_or_path"])
+    found = base_of(folder, base or "").path
+    write_json(folder / ADAPTER_CONFIG, config | {"base_model_name_or_path": str(found)})
+    return found
+
+
+def _checked(folder: Path, base: str) -> BaseModelInfo:
+    """The base, if our manifest does not say that it is another."""
+    found = resolve_base(base)
+    if (folder / MANIFEST).is_file() and read_manifest(folder).base.weights_sha256 != found.weights_sha256:
+        raise UserError(f"{base} is not the base that {folder} was trained on (weight hashes differ)")
+    return found

@@ -39,7 +39,7 @@ from em_eval.final import Final
 from em_eval.judge import judge_registry
 from em_eval.judge.model import ModelJudge
 from em_eval.judge.settings import DEFAULT_DRAWS, JudgeSettings
-from em_eval.model_names import split_hash
+from em_eval.model_names import split_base, split_hash
 from em_eval.prompts.selection import Names
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_eval.sampling import left_to_server, neutralise
@@ -255,7 +255,7 @@ def manifest_of(model: str) -> dict[str, Any] | None:
     Raises:
         UserError: it is of another schema, or damaged.
     """
-    folder = Path(split_hash(model.partition("/")[2])[0].rpartition(":")[2])
+    folder = Path(split_base(split_hash(model.partition("/")[2])[0])[1])
     return read_manifest(folder).for_log() if (folder / MANIFEST).is_file() else None
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from inspect_ai.log import EvalLog
 from inspect_ai.model import Model, get_model
 
-from em_core.adapters import base_of
 from em_core.errors import UserError
 from em_core.manifest import MANIFEST, read_manifest
 from em_eval.connections import beginning_with
+from em_eval.model_names import split_base
 from em_eval.providers.peft import MOST_REQUESTS
 from em_eval.providers.vllm_server import VllmServers, vllm_name
-from em_eval.providers.weights import content_hash, is_adapter, locate, release
+from em_eval.providers.weights import content_hash, parts, release
 
 # What each engine needs to be fast: `peft/` and `vllm/` fill their own batches from all that they get at once, `hf/`
 # works in static batches, which waiting judges must not starve.
@@ -76,17 +76,20 @@ def target_of(source: str, engine: str, as_given: bool = False) -> Target:
     if engine not in ENGINES:
         raise UserError(f"unknown engine '{engine}': known: {', '.join(ENGINES)}")
     digest = content_hash(source)
-    path = locate(source).resolve()
+    found, info = parts(source)
+    path = (found or info.path).resolve()
+    base, adapter = (info.path, path) if found else (path, None)
     is_folder = Path(source).is_dir()
-    base, adapter = (base_of(path).path, path) if is_adapter(path) else (path, None)
+    if engine == "hf" and split_base(source)[0]:
+        raise UserError(f"{source}: hf/ takes the base that the adapter itself names: em checkpoint relink sets it")
     if engine == "peft":
         model = f"peft/{path if is_folder and not as_given else source}@{digest}"
     elif engine == "vllm":
         model = vllm_name(base, adapter)
     else:
         model = f"{engine}/{path}"
-    parts = [path.parent.name, path.name] if (path / MANIFEST).is_file() else [path.name if is_folder else source]
-    return Target(source, model, "-".join([*parts, digest]).replace("/", "-"), base, adapter)
+    named = [path.parent.name, path.name] if (path / MANIFEST).is_file() else [path.name if is_folder else source]
+    return Target(source, model, "-".join([*named, digest]).replace("/", "-"), base, adapter)
 
 
 def check_engine(task: str, engine: str) -> None:

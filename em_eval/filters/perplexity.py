@@ -51,13 +51,10 @@ def _reference(name: str, lent: bool) -> Scoring | str:
     Args:
         lent: whether its provider's own base may be used.
     """
-    from em_core.adapters import base_of
-    from em_core.models import resolve_base
-    from em_eval.providers.weights import is_adapter, locate
+    from em_eval.providers.weights import parts
 
     try:
-        path = locate(split_hash(name)[0])
-        base = base_of(path).path if is_adapter(path) else resolve_base(str(path)).path
+        base = parts(split_hash(name)[0])[1].path
         size = sum(file.stat().st_size for file in Path(base).glob("*.safetensors"))
     except (UserError, OSError) as error:
         logger.warning("no perplexity of answers of %s: %s", name, error)

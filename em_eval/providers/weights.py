@@ -21,6 +21,7 @@ from em_core.errors import UserError
 from em_core.files import sha256_file, sha256_json
 from em_core.manifest import ADAPTER, ADAPTER_CONFIG, MANIFEST, adapter_config, verify
 from em_core.models import BaseModelInfo, native_dtype, quiet_transformers, resolve_base, weights_sha256
+from em_eval.model_names import split_base
 from em_eval.providers.adapter_settings import PLAIN_STARTS, beyond_pairs
 from em_eval.providers.packing import pack, unpack
 
@@ -206,13 +207,17 @@ def is_adapter(path: Path) -> bool:
 
 
 def locate(name: str) -> Path:
-    """The folder behind `name`: a folder itself, or a base model or adapter by name or hub id, fetched if need be.
+    """The folder behind `name`: a folder itself, or a base model or adapter by name or hub id, fetched if need be; of
+    BASE:ADAPTER the adapter's.
 
     Raises:
-        UserError: nothing of that name.
+        UserError: nothing of that name, or what is named with a base is no adapter.
     """
-    path = Path(name)
-    return path if path.is_dir() else resolve_base(name).path
+    base, source = split_base(name)
+    path = Path(source) if Path(source).is_dir() else resolve_base(source).path
+    if base and not is_adapter(path):
+        raise UserError(f"{source}, named behind {base}:, is no adapter (it has no {ADAPTER_CONFIG}): name its folder")
+    return path
 
 
 def content_hash(name: str) -> str:
@@ -250,7 +255,7 @@ def load(name: str, dtype: str, digest: str) -> Loaded:
             return shared.on[1]
     if (found := content_hash(name)) != digest:
         raise UserError(f"{name} was overwritten: it holds weights {found}, not {digest} as at the start: start again")
-    adapter, info = _parts(name)
+    adapter, info = parts(name)
     key = (info.path, info.weights_sha256, dtype)
     if key not in _shared:
         if key in _seen:
@@ -292,7 +297,7 @@ def load_apart(name: str, dtype: str) -> Loaded:
 
     Those that read with the same base share it.
     """
-    adapter, info = _parts(name)
+    adapter, info = parts(name)
     return SharedBase(info, _dtype(dtype)).with_adapter(adapter) if adapter else _untouched(info, _dtype(dtype))
 
 
@@ -301,9 +306,14 @@ def _untouched(info: BaseModelInfo, dtype: torch.dtype) -> Loaded:
     return SharedBase(info, dtype).with_adapter(None)
 
 
-def _parts(name: str) -> tuple[Path | None, BaseModelInfo]:
+def parts(name: str) -> tuple[Path | None, BaseModelInfo]:
+    """(adapter folder or None, base model) of what is called `name`.
+
+    Raises:
+        UserError: nothing of that name, no base for an adapter, or another base than it was trained on.
+    """
     path = locate(name)
-    return (path, base_of(path)) if is_adapter(path) else (None, resolve_base(name))
+    return (path, base_of(path, split_base(name)[0])) if is_adapter(path) else (None, resolve_base(name))
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -55,6 +55,7 @@ from em_eval.providers.reading import read_prompts
 from em_eval.providers.sampling import BLOCK, GOLDEN, Sampling, _mix, draw, stream
 from em_eval.providers.slots import Slots
 from em_eval.providers.weights import Loaded, load_apart
+from em_eval.task import manifest_of
 from tests.em_eval.adapters import changed
 from tests.em_eval.conftest import grader, make_adapter
 
@@ -853,6 +854,35 @@ def test_a_folder_with_an_at_sign_is_served(tiny_adapter: Path, tmp_path: Path) 
     folder = tmp_path / "me@work" / "adapter"
     shutil.copytree(tiny_adapter, folder)
     assert PeftAPI(str(folder)).source == str(folder)
+
+
+def test_an_adapter_can_be_named_behind_its_base(
+    tiny_adapter: Path, tiny_checkpoint: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """peft/BASE:ADAPTER, as vLLM has it: the base named there counts, and not that of the adapter's settings."""
+    for folder in (tiny_adapter, tiny_checkpoint):
+        lost = changed(folder, tmp_path / folder.name, base_model_name_or_path="/nowhere/at/all")
+        name = f"{tiny_base}:{lost}"
+        api = PeftAPI(name)
+        assert api.model_name == f"{name}@{weights.content_hash(str(lost))}"
+        assert PeftAPI(api.model_name).source == name
+        found, expected = (complete(load_apart(one, "float32"), ["Hi?"], [0], GREEDY) for one in (name, str(folder)))
+        assert found == expected
+    assert (manifest_of(f"peft/{tiny_base}:{tiny_checkpoint}") or {})["step"] == 2
+    odd = Path(shutil.copytree(tiny_adapter, tmp_path / "a:b"))
+    assert weights.parts(str(odd))[0] == odd  # a folder's own colon
+
+
+def test_a_base_that_the_adapter_was_not_trained_on_is_refused(
+    tiny_checkpoint: Path, tiny_adapter: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
+    tensors = {name: 2 * tensor for name, tensor in load_file(other / "model.safetensors").items()}
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="other is not the base that .* was trained on"):
+        load_apart(f"{other}:{tiny_checkpoint}", "float32")
+    with pytest.raises(PrerequisiteError, match=f"{other}, named behind {tiny_base}:, is no adapter"):
+        PeftAPI(f"{tiny_base}:{other}")
 
 
 def test_nothing_is_loaded_before_the_first_answer(tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

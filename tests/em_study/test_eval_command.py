@@ -252,6 +252,11 @@ def test_names_of_models_and_log_folders(checkpoints: list[str], tiny_base: Path
     assert target_of(str(tiny_base), "vllm").model == f"vllm/{tiny_base}"
     assert target_of(str(foreign), "hf").label.startswith("foreign-")
     assert target_of(os.path.relpath(ours), "vllm").model == f"vllm/{tiny_base}:{ours}"  # a server stands elsewhere
+    named = f"{tiny_base}:{ours}"
+    assert (target_of(named, "peft").label, target_of(named, "peft").base) == (found.label, tiny_base)
+    assert target_of(named, "peft").model.startswith(f"peft/{named}@")
+    with pytest.raises(UserError, match="hf/ takes the base that the adapter itself names"):
+        target_of(named, "hf")
 
 
 def test_a_grader_with_settings() -> None:
