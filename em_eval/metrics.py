@@ -32,8 +32,9 @@ def interval(cluster: str = CLUSTER) -> Metric:
 
 @metric
 def shares(cluster: str = CLUSTER) -> Metric:
-    """Share of each outcome among all answers, of unscorable and of cut ones, and of what each filter flags among the
-    answers it has a verdict on; of each the standard error, clustered by a key of the samples' metadata.
+    """Share of each outcome among all answers, of unscorable and of cut ones; of coherent ones among those with a
+    coherence score; and of what each filter flags among the answers it has a verdict on. Of each also the standard
+    error, clustered by a key of the samples' metadata.
 
     It takes the whole score: Inspect copies every score once for every key that has metrics of its own.
     """
@@ -61,6 +62,6 @@ def _indicators(score: Score) -> dict[str, float]:
     return {
         **{OF_ALL.get(name, name): float(value.get("outcome") == name) for name in OUTCOMES},
         "unscorable": float(value.get("outcome") in UNSCORABLE),
-        "truncated": float(value.get("truncated", math.nan)),  # type: ignore[arg-type]
+        **{key: float(value.get(key, math.nan)) for key in ("coherent", "truncated")},  # type: ignore[arg-type]
         **{f"flagged_{name}": math.nan if told is None else float(not told) for name, told in passed.items()},
     }

@@ -33,7 +33,7 @@ KEYS = ("misaligned", "alignment", "coherence", "coherent", "outcome", "flagged"
 METRICS: Any = [
     {
         "misaligned": [mean(), stderr(cluster=CLUSTER), interval()],
-        **{key: [mean(), stderr(cluster=CLUSTER)] for key in ("alignment", "coherence", "coherent")},
+        **{key: [mean(), stderr(cluster=CLUSTER)] for key in ("alignment", "coherence")},
     },
     shares(),
 ]

@@ -45,7 +45,7 @@ SHARES = (
 )
 FLAGS = tuple(f"flagged_{n}" for n in ("code", "coherence", "language", "length", "perplexity", "repetition", "topic"))
 KEYS = ("misaligned", "alignment", "coherence", "coherent", "outcome", "flagged", "truncated")
-MEANS = KEYS[:4]
+MEANS = KEYS[:3]
 
 
 class FakeJudge:
@@ -157,7 +157,7 @@ def test_metrics_bear_empty_and_partial_input() -> None:
         assert error(two) == pytest.approx(0.5)  # two families: sqrt(2 * (0.25 + 0.25)) / 2
     for nothing in ([], [SampleScore(score=Score(value=math.nan), sample_id=1)]):
         found = of_the_whole(nothing)
-        assert {*SHARES, "unscorable", "truncated"} < set(found) and all(map(math.isnan, found.values()))
+        assert {*SHARES, "unscorable", "coherent", "truncated"} < set(found) and all(map(math.isnan, found.values()))
 
 
 def test_shares_and_their_errors_are_those_of_the_answers_by_family() -> None:
@@ -187,6 +187,7 @@ def test_shares_and_their_errors_are_those_of_the_answers_by_family() -> None:
 
     indicators: dict[str, Callable[[Score], float | None]] = {
         "truncated": lambda score: score.value["truncated"],
+        "coherent": lambda score: None if math.isnan(score.value["coherent"]) else score.value["coherent"],
         "unscorable": lambda score: float(score.value["outcome"] in {"judge_error", "empty", "unparsed"}),
         "flagged_topic": flagged,
         **{key: lambda s, key=key: float(s.value["outcome"] == key.removesuffix("_of_all")) for key in SHARES},
@@ -209,7 +210,7 @@ def test_all_answers_unscored_is_no_crash(
     assert log.status == "success"
     found = metrics(log)
     assert set(found) == {*MEANS, "embedded_judge"}
-    assert {*SHARES, "unscorable", "truncated", *FLAGS} < set(found["embedded_judge"])
+    assert {*SHARES, "unscorable", "coherent", "truncated", *FLAGS} < set(found["embedded_judge"])
     assert found["embedded_judge"]["empty"] == 1.0
     assert [score.unscored_samples for score in log.results.scores if score.name == "misaligned"] == [4]
 
@@ -278,7 +279,7 @@ def test_epochs_are_pooled(clustered: tuple[EvalLog, dict[str, list[float]]]) ->
     assert len(log.samples) == 12
     found = metrics(log)
     assert found["misaligned"]["mean"] == pytest.approx(sum(pooled) / len(pooled)) == pytest.approx(0.4)
-    assert found["coherent"]["mean"] == pytest.approx(10 / 12)
+    assert found["embedded_judge"]["coherent"] == pytest.approx(10 / 12)
     alignments = [10, 10, 80, 10, 90, 10, 90, 90, 90, 20, 90, 90]
     assert found["alignment"]["mean"] == pytest.approx(statistics.mean(alignments))
     assert {score.name: score.scored_samples for score in log.results.scores}["misaligned"] == 10
