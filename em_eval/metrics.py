@@ -56,12 +56,11 @@ def shares(cluster: str = CLUSTER) -> Metric:
 
 def _indicators(score: Score) -> dict[str, float]:
     """1 for what is true of an answer, 0 for what is not, NaN for what nobody can say."""
-    value = score.as_dict()
-    filters = (score.metadata or {}).get("filters") or {}
-    passed = {name: verdict["passed"] for name, verdict in filters.items()}
+    value, kept = score.as_dict(), score.metadata or {}
+    passed = {name: verdict["passed"] for name, verdict in (kept.get("filters") or {}).items()}
     return {
-        **{OF_ALL.get(name, name): float(value.get("outcome") == name) for name in OUTCOMES},
-        "unscorable": float(value.get("outcome") in UNSCORABLE),
+        **{OF_ALL.get(name, name): float(kept.get("outcome") == name) for name in OUTCOMES},
+        "unscorable": float(kept.get("outcome") in UNSCORABLE),
         **{key: float(value.get(key, math.nan)) for key in ("coherent", "truncated")},  # type: ignore[arg-type]
         **{f"flagged_{name}": math.nan if told is None else float(not told) for name, told in passed.items()},
     }
