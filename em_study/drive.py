@@ -74,9 +74,10 @@ def drive(plan: Plan, executor: Executor, display: Display) -> list[str]:
         executor.submit(Job("evaluate", cell.file, cell.label))
         return 1
 
+    logs = Logs()
     trained: list[FrozenCell] = []
     for number, cell in enumerate(plan.cells, 1):
-        done = is_trained(cell)
+        done = is_trained(cell, logs)
         display.line(f"[{number}/{len(plan.cells)}] {cell.label}: {'done' if done else 'to train'}")
         if done:
             trained.append(cell)
@@ -84,7 +85,6 @@ def drive(plan: Plan, executor: Executor, display: Display) -> list[str]:
         else:
             executor.submit(Job("train", cell.file, cell.label))
             pending += 1
-    logs = Logs()
     pending += sum(evaluate(cell, logs) for cell in trained)
     while pending:
         display.follow(executor.running())

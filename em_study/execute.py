@@ -5,6 +5,7 @@ alone, what was killed goes on, a failure keeps its traceback in `error.txt` and
 """
 
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from rich.console import Console
 from em_core.allocation import return_freed_memory
 from em_core.errors import UserError
 from em_core.files import sha256_json, write_text
-from em_core.manifest import MANIFEST, Manifest, read_manifest
+from em_core.manifest import ADAPTER, MANIFEST, Manifest, read_manifest
 from em_study.logs import Logs, contents_of, log_folder
 from em_study.plan import RUNS, FrozenCell, Plan, existing_run, is_done, place, thaw
 from em_study.study import Evaluation
@@ -92,6 +93,8 @@ def train_cell(cell: FrozenCell) -> list[str]:
                     "machines differ"
                 )
             console.print(f"training {cell.label}")
+            if not is_trained(cell, Logs()):
+                _drop_without_weights(cell)
             train(cell.config, folder)
     except Exception as error:  # one cell's failure never stops another's
         return [_keep_failure(folder, f"training of {cell.label}", error)]
@@ -101,15 +104,27 @@ def train_cell(cell: FrozenCell) -> list[str]:
     return []
 
 
-def is_trained(cell: FrozenCell) -> bool:
-    """Whether every checkpoint of the cell is there, here or in another study (then a link is made)."""
+def is_trained(cell: FrozenCell, logs: Logs) -> bool:
+    """Whether every checkpoint of the cell is there, here or in another study (then a link is made).
+
+    Without its weights, as an archive has it, only if nothing is left to be asked of it.
+    """
     from em_train.run_folder import finished
 
     if existing_run(cell) is None:
         return False
     folder = place(cell)
     kept = all((path / MANIFEST).is_file() for path in cell.checkpoints())
-    return kept and finished(folder, cell.run_id)
+    if not kept or not finished(folder, cell.run_id):
+        return False
+    return all((path / ADAPTER).is_file() for path in cell.checkpoints()) or is_evaluated(cell, logs)
+
+
+def _drop_without_weights(cell: FrozenCell) -> None:
+    """What an archive left of a cell that is to be trained again: training would take it for done."""
+    for checkpoint in cell.checkpoints():
+        if (checkpoint / MANIFEST).is_file() and not (checkpoint / ADAPTER).is_file():
+            shutil.rmtree(checkpoint)
 
 
 def evaluate_cell(cell: FrozenCell) -> list[str]:

@@ -17,6 +17,7 @@ import yaml
 from inspect_ai.log import list_eval_logs, read_eval_log, read_eval_log_sample_summaries
 
 from em_core.files import sha256_file
+from em_core.manifest import read_manifest, verify
 from em_eval.judge import judge_registry
 from em_eval.outcomes import Judgement
 from em_study import cli, load_study
@@ -151,6 +152,15 @@ def test_its_rates_are_those_of_the_study(
     assert len(before) == 2 and before == after
 
 
+def copied_back(place: Place, archived: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The study's file in a new working folder with what the archive holds."""
+    for part in ("runs", "logs"):
+        shutil.copytree(archived / part, folder / part)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PWD", str(folder))
+    return Path(shutil.copy(place.folder / "tiny.yaml", folder))
+
+
 class Idle(ThisProcess):
     """An executor for a study that has nothing left to do."""
 
@@ -162,16 +172,25 @@ def test_copied_back_the_study_goes_on_from_it(
     place: Place, archived: Path, em: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On another machine, without the weights: nothing is trained or asked again, and the report is made anew."""
-    for part in ("runs", "logs"):
-        shutil.copytree(archived / part, tmp_path / part)
-    shutil.copy(place.folder / "tiny.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PWD", str(tmp_path))
-    assert run_study(load_study(tmp_path / "tiny.yaml"), Idle())[1] == []
+    file = copied_back(place, archived, tmp_path, monkeypatch)
+    assert run_study(load_study(file), Idle())[1] == []
     assert em("report", "tiny.yaml") == em("export", "tiny.yaml", "--folder", "tables") == 0
     assert (tmp_path / "runs" / "tiny" / "report" / "index.html").is_file()
     rates = [pd.read_csv(folder / "tables" / "checkpoints.csv")["rate"] for folder in (tmp_path, archived)]
     assert len(rates[0]) == 2 and rates[0].equals(rates[1])
+
+
+def test_a_cell_with_something_left_to_ask_is_trained_again(
+    place: Place, archived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = copied_back(place, archived, tmp_path, monkeypatch)
+    (lost,) = (tmp_path / "logs" / "tiny").glob("*-step1/em/*.eval")
+    lost.unlink()
+    (checkpoint,) = (tmp_path / "runs" / "tiny").glob("*/checkpoint-1")
+    before = read_manifest(checkpoint)
+    assert run_study(load_study(file), ThisProcess())[1] == []
+    assert verify(checkpoint).adapter_sha256 == before.adapter_sha256  # the same run, with its weights
+    assert len(list(lost.parent.glob("*.eval"))) == 1
 
 
 def test_its_size_is_printed_and_bounded(
