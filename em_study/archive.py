@@ -34,8 +34,7 @@ README = """\
 | `{study_file}` | the study: `em run {study_file}` runs it again |
 | `runs/{name}/` | of each run `run.json`, `steps.jsonl`, and of each checkpoint its manifest and singular values |
 | `logs/{name}/` | Inspect logs: `inspect view --log-dir logs`, `em rates logs/{name}` |
-| `report/index.html`, `tables/` | what they say |
-| `archive.json` | sha256 of every file; what is absent |
+{summaries}| `archive.json` | sha256 of every file; what is absent |
 
 Paths of the machine are replaced by what they stand for: `$PWD` is the folder of the study's run, `$HOME` the user's,
 `$EM_CACHE_DIR`, `$EM_DATA_DIR` and `$HF_HOME` hold base models and data, `$VIRTUAL_ENV`, `$PYTHONPATH` and `$EM_EVAL`
@@ -90,7 +89,7 @@ def write_archive(
         _copy_runs(plan, draft, "spectra" not in without)
         _copy_logs(study, chosen, draft)
         lacking = [redact(line) for line in _summarise(study, plan, chosen, draft, without)]
-        write_text(draft / "README.md", _readme(study, study_file))
+        write_text(draft / "README.md", _readme(study, study_file, without))
         for path in each(_files(draft)):
             redact_file(path, redact)
         sizes = _sizes(draft)
@@ -166,10 +165,13 @@ def _summarise(study: Study, plan: Plan, chosen: list[Target], draft: Path, with
     return lacking + list(dict.fromkeys(missing))
 
 
-def _readme(study: Study, study_file: Path) -> str:
+def _readme(study: Study, study_file: Path, without: Collection[str]) -> str:
     line = f"Study `{study.name}`" + (f", a reconstruction of {study.reproduces}" if study.reproduces else "")
+    paths = {"report": "`report/index.html`", "tables": "`tables/`"}
+    kept = ", ".join(path for part, path in paths.items() if part not in without)
+    summaries = f"| {kept} | what they say |\n" if kept else ""
     facts = {"title": study.title or study.name, "name": study.name, "study_file": study_file.name}
-    return README.format(line=f"{line}, archived", version=version("em-eval"), **facts)
+    return README.format(line=f"{line}, archived", version=version("em-eval"), summaries=summaries, **facts)
 
 
 def _files(folder: Path) -> list[Path]:

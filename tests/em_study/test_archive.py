@@ -208,6 +208,8 @@ def test_its_size_is_printed_and_bounded(
     size = sum(path.stat().st_size for path in files)
     assert f"small: {size / 1e6:.2f} MB (" in out and "spectra" not in out
     assert not Path("small/report").exists() and not list(Path("small").rglob("*.safetensors"))
+    readme = Path("small/README.md").read_text(encoding="utf-8")
+    assert "\n| `tables/` | what they say |\n" in readme and "report" not in readme
     assert json.loads(Path("small/archive.json").read_text(encoding="utf-8"))["left_out"] == [
         "weights",
         "report",
