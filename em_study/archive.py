@@ -8,11 +8,15 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from inspect_ai.log import read_eval_log, write_eval_log
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from em_core.errors import UserError
 from em_core.files import atomic_folder, sha256_file, write_json, write_text
 from em_core.manifest import MANIFEST, read_manifest
 from em_study.execute import Target, absent, existing
 from em_study.logs import Logs, log_folder
+from em_study.pack import PACKED, pack
 from em_study.plan import RUN_FILE, Plan, make_plan
 from em_study.redact import machine_paths, redact_file, redaction
 from em_study.report import write_report
@@ -21,25 +25,9 @@ from em_study.table import all_results, write_tables
 from em_train.spectra import SPECTRA
 from em_train.step_record import STEPS_FILE
 
-OPTIONAL = ("spectra", "report", "tables")
+OPTIONAL = ("spectra", "report", "tables", "transcripts")
 INDEX = "archive.json"
 MEGABYTE = 1_000_000
-README = """\
-# {title}
-
-{line} by `em archive` of em-eval {version}, without the weights of its checkpoints.
-
-| | |
-|---|---|
-| `{study_file}` | the study: `em run {study_file}` runs it again |
-| `runs/{name}/` | of each run `run.json`, `steps.jsonl`, and of each checkpoint its manifest and singular values |
-| `logs/{name}/` | Inspect logs: `inspect view --log-dir logs`, `em rates logs/{name}` |
-{summaries}| `archive.json` | sha256 of every file; what is absent |
-
-Paths of the machine are replaced by what they stand for: `$PWD` is the folder of the study's run, `$HOME` the user's,
-`$EM_CACHE_DIR`, `$EM_DATA_DIR` and `$HF_HOME` hold base models and data, `$VIRTUAL_ENV`, `$PYTHONPATH` and `$EM_EVAL`
-programs.
-"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +49,7 @@ def write_archive(
     folder: Path,
     max_mb: float,
     without: Collection[str] = (),
+    packed: bool = False,
     hidden: Iterable[str] = (),
     each: Callable[[list[Path]], Iterable[Path]] = lambda files: files,
 ) -> Archived:
@@ -70,6 +59,7 @@ def write_archive(
         folder: new, empty, or an earlier archive of this study, which is replaced.
         max_mb: the largest size, in megabytes of 10^6 bytes.
         without: parts to leave out, of `OPTIONAL`.
+        packed: runs and logs as one compressed file each (`em_study.pack`).
         hidden: further paths or words to replace.
         each: wraps the files while they are rewritten, for a progress display.
 
@@ -87,13 +77,15 @@ def write_archive(
     with atomic_folder(folder) as draft:
         shutil.copyfile(study_file, draft / study_file.name)
         _copy_runs(plan, draft, "spectra" not in without)
-        _copy_logs(study, chosen, draft)
+        _copy_logs(study, chosen, draft, "transcripts" not in without)
         lacking = [redact(line) for line in _summarise(study, plan, chosen, draft, without)]
-        write_text(draft / "README.md", _readme(study, study_file, without))
+        write_text(draft / "README.md", _readme(study, study_file, without, packed))
         for path in each(_files(draft)):
             redact_file(path, redact)
+        for part in ("runs", "logs") if packed else ():
+            pack(draft / part)
         sizes = _sizes(draft)
-        _refuse_large(sizes, max_mb)
+        _refuse_large(sizes, max_mb, without, packed)
         write_json(draft / INDEX, _index(study, draft, lacking, without))
     return Archived(folder, sizes, lacking)
 
@@ -137,7 +129,7 @@ def _copy_runs(plan: Plan, draft: Path, spectra: bool) -> None:
             _copy(path, draft / path)
 
 
-def _copy_logs(study: Study, chosen: list[Target], draft: Path) -> None:
+def _copy_logs(study: Study, chosen: list[Target], draft: Path, transcripts: bool) -> None:
     """The logs that answer this study, wherever they lie, under its own labels."""
     logs = Logs()
     for target in chosen:
@@ -145,7 +137,18 @@ def _copy_logs(study: Study, chosen: list[Target], draft: Path) -> None:
         for evaluation in study.evaluations:
             path = logs.find(study.name, target.label, manifest, evaluation)
             if path is not None:
-                _copy(path, draft / log_folder(study.name, target.label) / evaluation.name / path.name)
+                copy = draft / log_folder(study.name, target.label) / evaluation.name / path.name
+                _copy(path, copy)
+                if not transcripts:
+                    _drop_events(copy)
+
+
+def _drop_events(path: Path) -> None:
+    """What remains of each sample: its input, messages, answer, scores and metadata."""
+    log = read_eval_log(str(path.absolute()), resolve_attachments=True)
+    for sample in log.samples or []:
+        sample.events, sample.attachments = [], {}
+    write_eval_log(log, str(path.absolute()))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -165,13 +168,18 @@ def _summarise(study: Study, plan: Plan, chosen: list[Target], draft: Path, with
     return lacking + list(dict.fromkeys(missing))
 
 
-def _readme(study: Study, study_file: Path, without: Collection[str]) -> str:
-    line = f"Study `{study.name}`" + (f", a reconstruction of {study.reproduces}" if study.reproduces else "")
-    paths = {"report": "`report/index.html`", "tables": "`tables/`"}
-    kept = ", ".join(path for part, path in paths.items() if part not in without)
-    summaries = f"| {kept} | what they say |\n" if kept else ""
-    facts = {"title": study.title or study.name, "name": study.name, "study_file": study_file.name}
-    return README.format(line=f"{line}, archived", version=version("em-eval"), summaries=summaries, **facts)
+def _readme(study: Study, study_file: Path, without: Collection[str], packed: bool) -> str:
+    environment = Environment(  # autoescape would write `&#39;` into Markdown
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, autoescape=False
+    )
+    return environment.get_template("archive.md.j2").render(
+        study=study,
+        file=study_file.name,
+        version=version("em-eval"),
+        without=without,
+        packed=packed,
+        suffix=PACKED if packed else "/",
+    )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -182,18 +190,21 @@ def _sizes(draft: Path) -> dict[str, int]:
     sizes: Counter[str] = Counter()
     for path in _files(draft):
         inside = path.relative_to(draft)
-        part = "spectra" if path.name == SPECTRA else inside.parts[0] if len(inside.parts) > 1 else "study file"
+        whole = inside.parts[0].removesuffix(PACKED)
+        part = "spectra" if path.name == SPECTRA else "study file" if whole == path.name else whole
         sizes[part] += path.stat().st_size
     return dict(sizes.most_common())
 
 
-def _refuse_large(sizes: dict[str, int], max_mb: float) -> None:
+def _refuse_large(sizes: dict[str, int], max_mb: float, without: Collection[str], packed: bool) -> None:
     total = sum(sizes.values()) / MEGABYTE
     if total <= max_mb:
         return
     largest = ", ".join(f"{part} {size / MEGABYTE:.1f}" for part, size in list(sizes.items())[:3])
-    spare = [part for part in sizes if part in OPTIONAL]
-    mend = f"leave a part out (--without {spare[0]}) or raise --max-mb" if spare else "raise --max-mb"
+    spare = [part for part in [*sizes, "transcripts"] if part in OPTIONAL and part not in without]
+    ways = [] if packed else ["pack runs and logs (--pack)"]
+    ways += [f"leave a part out (--without {part})" for part in spare[:1]]
+    mend = " or ".join([*ways, "raise --max-mb"])
     raise UserError(f"the archive would be {total:.1f} MB, more than --max-mb {max_mb:g} (largest: {largest}): {mend}")
 
 

@@ -12,7 +12,7 @@ from rich.progress import track
 def add(app: typer.Typer) -> None:
     app.command(
         epilog="Examples: em archive studies/demo.yaml docs/results/demo | "
-        "em archive big.yaml published --max-mb 100 --without spectra --hide /scratch/alice"
+        "em archive big.yaml published --pack --without transcripts --hide /scratch/alice"
     )(archive)
 
 
@@ -23,8 +23,12 @@ def archive(
     ],
     max_mb: Annotated[float, typer.Option(help="largest size, in megabytes", min=0)] = 20,
     without: Annotated[
-        list[str] | None, typer.Option(help="spectra, report or tables: leave it out; repeatable")
+        list[str] | None,
+        typer.Option(help="spectra, report, tables or transcripts (the events of logs): leave it out; repeatable"),
     ] = None,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="runs and logs as .tar.xz, without what logs have in common: far smaller")
+    ] = False,
     hide: Annotated[
         list[str] | None,
         typer.Option(help="further path or word to replace, e.g. of another machine that trained; repeatable"),
@@ -38,7 +42,7 @@ def archive(
     def each(files: list[Path]) -> Iterable[Path]:
         return track(files, "files", console=console, transient=True, disable=not console.is_terminal)
 
-    done = write_archive(study, folder, max_mb, without or (), hide or (), each)
+    done = write_archive(study, folder, max_mb, without or (), pack, hide or (), each)
     parts = ", ".join(f"{part} {size / MEGABYTE:.2f}" for part, size in done.sizes.items())
     print(f"{folder}: {sum(done.sizes.values()) / MEGABYTE:.2f} MB ({parts})")
     for line in done.lacking:

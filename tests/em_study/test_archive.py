@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -180,6 +181,43 @@ def test_copied_back_the_study_goes_on_from_it(
     assert len(rates[0]) == 2 and rates[0].equals(rates[1])
 
 
+def test_packed_and_without_transcripts_it_says_the_same(
+    place: Place, archived: Path, em: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert em("archive", "tiny.yaml", str(tmp_path / "small"), "--pack", "--without", "transcripts") == 0
+    assert {path.name for path in (tmp_path / "small").iterdir()} == {
+        *("README.md", "archive.json", "tiny.yaml", "report", "tables", "runs.tar.xz", "logs.tar.xz")
+    }
+    for part in ("runs", "logs"):
+        with tarfile.open(tmp_path / "small" / f"{part}.tar.xz") as packed:
+            assert {(entry.uid, entry.gid, entry.uname, entry.gname) for entry in packed} == {(0, 0, "", "")}
+            packed.extractall(tmp_path, filter="data")
+    assert holders(tmp_path, place.paths) == set()
+    for path in (archived / "logs").rglob("*.eval"):
+        whole, cut = (read_eval_log(str(folder / path.relative_to(archived))) for folder in (archived, tmp_path))
+        assert whole.samples and cut.samples and whole.samples[0].events
+        for before, after in zip(whole.samples, cut.samples, strict=True):
+            assert after.events == [] and after.attachments == {}
+            left = {"events", "attachments", "events_data"}
+            assert after.model_dump(exclude=left) == before.model_dump(exclude=left)
+    (log,) = (tmp_path / "logs" / "tiny").glob("*-step1/em/*.eval")
+    assert "attachment://" not in read_eval_log(str(log)).model_dump_json()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    assert run_study(load_study(Path(shutil.copy(place.folder / "tiny.yaml", tmp_path))), Idle())[1] == []
+    assert em("export", "tiny.yaml", "--folder", "tables") == 0
+    answers = [pd.read_csv(folder / "tables" / "answers.csv") for folder in (tmp_path, archived)]
+    assert len(answers[0]) == 48 and answers[0].equals(answers[1])
+
+
+def test_its_readme_says_how_to_unpack(place: Place, em: Callable[..., int], archived: Path, tmp_path: Path) -> None:
+    assert em("archive", "tiny.yaml", str(tmp_path), "--pack", "--without", "transcripts", "--without", "report") == 0
+    packed, plain = ((folder / "README.md").read_text(encoding="utf-8") for folder in (tmp_path, archived))
+    assert "do tar xf $part" in packed and "| `logs.tar.xz` | Inspect logs, answers and scores without" in packed
+    assert "tar xf" not in plain and "| `logs/` | Inspect logs: `inspect view" in plain
+    assert "report/index.html" in plain and "report/index.html" not in packed
+
+
 def test_a_cell_with_something_left_to_ask_is_trained_again(
     place: Place, archived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +247,7 @@ def test_its_size_is_printed_and_bounded(
     assert f"small: {size / 1e6:.2f} MB (" in out and "spectra" not in out
     assert not Path("small/report").exists() and not list(Path("small").rglob("*.safetensors"))
     readme = Path("small/README.md").read_text(encoding="utf-8")
-    assert "\n| `tables/` | what they say |\n" in readme and "report" not in readme
+    assert "\n| `tables/` | what they say, " in readme and "report" not in readme
     assert json.loads(Path("small/archive.json").read_text(encoding="utf-8"))["left_out"] == [
         "weights",
         "report",
@@ -258,4 +296,4 @@ def test_what_must_not_be_left_out_is_refused(
     place: Place, em: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert em("archive", "tiny.yaml", "some", "--without", "logs") == 2
-    assert "--without logs: what can be left out is spectra, report, tables" in capsys.readouterr().err
+    assert "--without logs: what can be left out is spectra, report, tables, transcripts" in capsys.readouterr().err
