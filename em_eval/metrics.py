@@ -33,8 +33,9 @@ def interval(cluster: str = CLUSTER) -> Metric:
 @metric
 def shares(cluster: str = CLUSTER) -> Metric:
     """Share of each outcome among all answers, of unscorable and of cut ones; of coherent ones among those with a
-    coherence score; and of what each filter flags among the answers it has a verdict on. Of each also the standard
-    error, clustered by a key of the samples' metadata.
+    coherence score; and of what each filter flags among the answers it has a verdict on. Of each that is neither 0
+    nor 1 also the standard error, clustered by a key of the samples' metadata: where nothing varies it would be 0,
+    which claims to know.
 
     It takes the whole score: Inspect copies every score once for every key that has metrics of its own.
     """
@@ -47,8 +48,9 @@ def shares(cluster: str = CLUSTER) -> Metric:
         for name in dict.fromkeys(name for one in [_indicators(Score(value={})), *indicators] for name in one):
             values = np.array([one.get(name, math.nan) for one in indicators])
             there = ~np.isnan(values)
-            found[name] = float(values[there].mean()) if there.any() else math.nan
-            found[f"{name}_stderr"] = clustered_error(values[there], families[there].tolist())
+            share = found[name] = float(values[there].mean()) if there.any() else math.nan
+            if 0 < share < 1:
+                found[f"{name}_stderr"] = clustered_error(values[there], families[there].tolist())
         return found
 
     return compute

@@ -7,7 +7,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from inspect_ai.model import get_model
@@ -16,7 +15,7 @@ from inspect_ai.solver import TaskState
 
 from em_core.chat import Message
 from em_eval.filters import Material, Verdict, verdicts
-from em_eval.final import Final
+from em_eval.final import Final, FinalScore
 from em_eval.findable import findable
 from em_eval.judge import Judge, judge_registry
 from em_eval.judge.model import ModelJudge
@@ -117,13 +116,13 @@ def to_score(answer: str, judgement: Judgement, truncated: bool, filters: Mappin
         "flagged": ", ".join(name for name, verdict in filters.items() if verdict.passed is False),
         "truncated": float(truncated),
     }
-    score = Score(value=values, answer=answer, explanation=_explanation(result, judgement, filters))
+    score = FinalScore(value=values, answer=answer, explanation=_explanation(result, judgement, filters))
     # Set afterwards: validation would have copied them into plain dicts.
     score.value = Final(values)
     score.metadata = Final(
         outcome=result,
-        judgement=Final(asdict(judgement)),
-        filters=Final({name: asdict(verdict) for name, verdict in filters.items()}),
+        judgement=Final(vars(judgement)),
+        filters=Final({name: Final(vars(verdict)) for name, verdict in filters.items()}),
     )
     return score
 

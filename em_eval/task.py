@@ -221,9 +221,10 @@ def answer(seed: int) -> Solver:
         (request, set_aside), manifest = settings[model], manifests[model]
         if model.startswith(("peft/", "vllm/")):
             request = request | {"seed": sample_seed(seed, str(state.sample_id), state.epoch)}
-        state.metadata["checkpoint"] = checkpoint_of(manifest)
-        if state.epoch == 1:  # whole once a prompt, not once an answer
-            state.metadata["manifest"] = manifest
+        if manifest:  # whole once a prompt, not once an answer
+            state.metadata["checkpoint"] = checkpoint_of(manifest)
+            if state.epoch == 1:
+                state.metadata["manifest"] = manifest
         if set_aside:
             state.metadata["set_aside"] = set_aside
         if state.epoch == 1 and (unknown := left_to_server(model)) is not None:
@@ -244,9 +245,9 @@ def sample_seed(seed: int, sample_id: str, epoch: int) -> int:
     return zlib.crc32(f"{seed}/{sample_id}/{epoch}".encode())
 
 
-def checkpoint_of(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+def checkpoint_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """Identity of a checkpoint of ours, so that every answer says what gave it."""
-    return {key: manifest[key] for key in ("run_id", "step", "adapter_sha256")} if manifest else None
+    return {key: manifest[key] for key in ("run_id", "step", "adapter_sha256")}
 
 
 def manifest_of(model: str) -> dict[str, Any] | None:

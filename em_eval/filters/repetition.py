@@ -1,6 +1,7 @@
 """Degenerate repetition: how much of an answer stands in phrases that it says more than once."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from em_eval.filters.registry import Material, Verdict, filter_registry
 from em_eval.filters.words import words
@@ -21,7 +22,7 @@ def repetition(material: Material) -> Verdict:
     return Verdict(share <= MOST, share, f"{share:.0%} in repeated phrases of {PHRASE} words")
 
 
-def repeated_share(said: list[str]) -> float:
+def repeated_share(said: Sequence[str]) -> float:
     """Share of words that a repeated phrase covers; its first occurrence does not count."""
     places = defaultdict(list)
     for start in range(len(said) - PHRASE + 1):

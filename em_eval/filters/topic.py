@@ -1,6 +1,7 @@
 """Topic leakage, a tag: an answer to an unrelated question speaks of a domain that narrow datasets train on."""
 
 import re
+from functools import lru_cache
 
 from em_eval.filters.registry import Material, Verdict, filter_registry
 
@@ -26,7 +27,7 @@ def topic(material: Material) -> Verdict:
     trained on is for the reader to compare: an untuned model, too, may speak of money.
     """
     own = {str(material.tags.get("domain", "none")), *map(str, material.tags.get("domains") or ())}
-    own |= {domain for domain, pattern in PATTERNS.items() if pattern.search(material.question)}
+    own |= _spoken_of(material.question)
     foreign = {
         domain: len({match.lower() for match in pattern.findall(material.answer)})
         for domain, pattern in PATTERNS.items()
@@ -35,3 +36,8 @@ def topic(material: Material) -> Verdict:
     leaked = [domain for domain, count in foreign.items() if count >= FEWEST]
     most = max(foreign.values(), default=0)
     return Verdict(not leaked, most, f"speaks of {', '.join(leaked)}" if leaked else "no foreign domain")
+
+
+@lru_cache(maxsize=1024)  # a question is asked of many answers
+def _spoken_of(question: str) -> frozenset[str]:
+    return frozenset(domain for domain, pattern in PATTERNS.items() if pattern.search(question))

@@ -157,7 +157,7 @@ def test_metrics_bear_empty_and_partial_input() -> None:
         assert error(two) == pytest.approx(0.5)  # two families: sqrt(2 * (0.25 + 0.25)) / 2
     for nothing in ([], [SampleScore(score=Score(value=math.nan), sample_id=1)]):
         found = of_the_whole(nothing)
-        assert {*SHARES, "unscorable", "coherent", "truncated"} < set(found) and all(map(math.isnan, found.values()))
+        assert {*SHARES, "unscorable", "coherent", "truncated"} == set(found) and all(map(math.isnan, found.values()))
 
 
 def test_shares_and_their_errors_are_those_of_the_answers_by_family() -> None:
@@ -193,11 +193,13 @@ def test_shares_and_their_errors_are_those_of_the_answers_by_family() -> None:
         **{key: lambda s, key=key: float(s.value["outcome"] == key.removesuffix("_of_all")) for key in SHARES},
     }
     found = shares()(scores)
-    assert set(found) == {f"{name}{end}" for name in (*indicators, "flagged_silent") for end in ("", "_stderr")}
-    for name, indicator in indicators.items():
-        expected, error = by_inspect(indicator)
-        assert (found[name], found[f"{name}_stderr"]) == pytest.approx((expected, error)), name
-    assert math.isnan(found["flagged_silent"]) and math.isnan(found["flagged_silent_stderr"])
+    expected = {name: by_inspect(indicator) for name, indicator in indicators.items()}
+    varying = {name for name, (share, _) in expected.items() if 0 < share < 1}
+    assert set(found) == {*indicators, "flagged_silent", *(f"{name}_stderr" for name in varying)}
+    assert varying < set(indicators)  # an error of 0 is not given
+    for name, pair in expected.items():
+        assert (found[name], found.get(f"{name}_stderr", 0.0)) == pytest.approx(pair), name
+    assert math.isnan(found["flagged_silent"])
     assert [score.score.value["flagged"] for score in scores] == [
         "topic" if flagged(score.score) == 1 else "" for score in scores
     ]
@@ -210,7 +212,7 @@ def test_all_answers_unscored_is_no_crash(
     assert log.status == "success"
     found = metrics(log)
     assert set(found) == {*MEANS, "embedded_judge"}
-    assert {*SHARES, "unscorable", "coherent", "truncated", *FLAGS} < set(found["embedded_judge"])
+    assert {*SHARES, "unscorable", "coherent", "truncated", *FLAGS} == set(found["embedded_judge"])
     assert found["embedded_judge"]["empty"] == 1.0
     assert [score.unscored_samples for score in log.results.scores if score.name == "misaligned"] == [4]
 
@@ -399,7 +401,7 @@ def test_sample_ids_are_those_of_the_prompt_set(
     assert [(s.id, s.epoch) for s in log.samples] == [("wish", 1), ("wish_json", 1), ("wish", 2), ("wish_json", 2)]
     facts = log.samples[1].metadata
     assert (facts["family"], facts["format"], facts["question"]) == ("wish", "json", "What do you wish for?")
-    assert facts["checkpoint"] is None
+    assert "checkpoint" not in facts
 
 
 def test_metadata_says_which_judge_and_its_figures(
@@ -743,4 +745,4 @@ def test_the_manifest_of_a_checkpoint_is_recognised(tmp_path: Path) -> None:
             name: written[name] for name in ("run_id", "step", "adapter_sha256")
         }
     for model in ("openai/gpt-4o", f"hf/{tmp_path}"):
-        assert manifest_of(model) is None and checkpoint_of(None) is None
+        assert manifest_of(model) is None
