@@ -116,15 +116,17 @@ def to_score(answer: str, judgement: Judgement, truncated: bool, filters: Mappin
         "flagged": ", ".join(name for name, verdict in filters.items() if verdict.passed is False),
         "truncated": float(truncated),
     }
-    score = FinalScore(value=values, answer=answer, explanation=_explanation(result, judgement, filters))
-    # Set afterwards: validation would have copied them into plain dicts.
-    score.value = Final(values)
-    score.metadata = Final(
-        outcome=result,
-        judgement=Final(vars(judgement)),
-        filters=Final({name: Final(vars(verdict)) for name, verdict in filters.items()}),
+    # Not validated, which would have copied all this into plain dicts: it was just made.
+    return FinalScore.model_construct(
+        value=Final(values),
+        answer=answer,
+        explanation=_explanation(result, judgement, filters),
+        metadata=Final(
+            outcome=result,
+            judgement=Final(vars(judgement)),
+            filters=Final({name: Final(vars(verdict)) for name, verdict in filters.items()}),
+        ),
     )
-    return score
 
 
 class Watch:

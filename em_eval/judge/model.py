@@ -126,6 +126,8 @@ class _Readers:
         self._turn: anyio.Lock | None = None
 
     async def of(self, grader: Model) -> Reader:
+        if (chosen := self._chosen.get(str(grader))) is not None:
+            return chosen
         failed_before = len(self._failures)
         self._turn = self._turn or anyio.Lock()
         async with self._turn:
