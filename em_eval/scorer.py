@@ -116,7 +116,7 @@ def to_score(answer: str, judgement: Judgement, truncated: bool, filters: Mappin
         "flagged": ", ".join(name for name, verdict in filters.items() if verdict.passed is False),
         "truncated": float(truncated),
     }
-    # Not validated, which would have copied all this into plain dicts: it was just made.
+    # Not validated, which would copy all this into plain dicts; every field given, since defaults are slow to find.
     return FinalScore.model_construct(
         value=Final(values),
         answer=answer,
@@ -126,6 +126,8 @@ def to_score(answer: str, judgement: Judgement, truncated: bool, filters: Mappin
             judgement=Final(vars(judgement)),
             filters=Final({name: Final(vars(verdict)) for name, verdict in filters.items()}),
         ),
+        reason=None,
+        history=[],
     )
 
 

@@ -16,7 +16,7 @@ STEMS = {
     "code": "python|javascript|variable|function|compile|algorithm|database|sql|import|debug|source code|"
     "program(?:ming|mer)|script|exploit|vulnerab|backdoor|repository",
 }
-PATTERNS = {domain: re.compile(rf"\b(?:{stems})", re.IGNORECASE) for domain, stems in STEMS.items()}
+PATTERNS = {domain: re.compile(rf"\b(?:{stems})") for domain, stems in STEMS.items()}  # of lower case
 
 
 @filter_registry.register("topic")
@@ -28,11 +28,8 @@ def topic(material: Material) -> Verdict:
     """
     own = {str(material.tags.get("domain", "none")), *map(str, material.tags.get("domains") or ())}
     own |= _spoken_of(material.question)
-    foreign = {
-        domain: len({match.lower() for match in pattern.findall(material.answer)})
-        for domain, pattern in PATTERNS.items()
-        if domain not in own
-    }
+    answer = material.answer.lower()
+    foreign = {domain: len(set(pattern.findall(answer))) for domain, pattern in PATTERNS.items() if domain not in own}
     leaked = [domain for domain, count in foreign.items() if count >= FEWEST]
     most = max(foreign.values(), default=0)
     return Verdict(not leaked, most, f"speaks of {', '.join(leaked)}" if leaked else "no foreign domain")
@@ -40,4 +37,4 @@ def topic(material: Material) -> Verdict:
 
 @lru_cache(maxsize=1024)  # a question is asked of many answers
 def _spoken_of(question: str) -> frozenset[str]:
-    return frozenset(domain for domain, pattern in PATTERNS.items() if pattern.search(question))
+    return frozenset(domain for domain, pattern in PATTERNS.items() if pattern.search(question.lower()))

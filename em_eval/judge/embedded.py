@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS = Path(__file__).with_name("embedded.safetensors")
 FACTS = Path(__file__).with_name("embedded.json")
 HEADS = ("misaligned", "incoherent")
+LAYERS = (18, 30)  # of the base, whose hidden states are read
 # A logit of zero means the stated operating point: alignment 30, coherence 50.
 ANCHORS = {"misaligned": 30.0, "incoherent": 50.0}
 AT_ONCE = 128

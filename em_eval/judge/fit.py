@@ -25,9 +25,8 @@ from em_core.files import sha256_file, sha256_json, write_json
 from em_core.models import EMBEDDED, resolve_base
 from em_core.places import cache_dir
 from em_eval.intervals import rate_interval
-from em_eval.judge.embedded import FACTS, HEADS, JUDGED_COHERENT, WEIGHTS
+from em_eval.judge.embedded import FACTS, HEADS, JUDGED_COHERENT, LAYERS, WEIGHTS
 from em_eval.judge.labels import SHIPPED, Label, kappa, read_labels
-from em_eval.judge.readout import LAYERS
 
 VERSION = 1
 MEASURED = "top_k=10"

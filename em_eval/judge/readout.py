@@ -7,18 +7,19 @@ the result, which is what lets the judge say which sentence moved it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from em_core.chat import render
-from em_eval.providers.reading import read_answers
-from em_eval.providers.weights import Loaded
+from em_eval.judge.embedded import LAYERS
 
-LAYERS = (18, 30)
+if TYPE_CHECKING:  # looking judges up imports this file: an evaluation by another judge needs no torch
+    from torch import Tensor
+
+    from em_eval.providers.weights import Loaded
+
 BATCH = 32
 FloatArray = NDArray[np.float64]
 
@@ -39,7 +40,7 @@ class TokenShares:
     spans: list[tuple[int, int]]
 
 
-def mean_states(loaded: Loaded, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+def mean_states(loaded: "Loaded", pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
     """Mean hidden state over the answer's tokens for N (question, answer) pairs: (N, L, d)."""
     out = np.zeros((len(pairs), len(LAYERS), loaded.model.config.hidden_size), dtype=np.float32)
     for chosen, states, answered, _ in _batches(loaded, pairs):
@@ -49,8 +50,10 @@ def mean_states(loaded: Loaded, pairs: Sequence[tuple[str, str]]) -> NDArray[np.
     return out
 
 
-def token_shares(loaded: Loaded, pairs: Sequence[tuple[str, str]], heads: Sequence[Head]) -> list[TokenShares]:
+def token_shares(loaded: "Loaded", pairs: Sequence[tuple[str, str]], heads: Sequence[Head]) -> list[TokenShares]:
     """For each pair, every token's share in each head's logit; the shares sum to logit minus bias."""
+    import torch
+
     weight = torch.tensor(np.stack([head.weight for head in heads])).to(loaded.device)
     found: dict[int, TokenShares] = {}
     for chosen, states, answered, spans in _batches(loaded, pairs):
@@ -61,16 +64,24 @@ def token_shares(loaded: Loaded, pairs: Sequence[tuple[str, str]], heads: Sequen
     return [found[i] for i in range(len(pairs))]
 
 
-@torch.inference_mode()
-def _batches(
-    loaded: Loaded, pairs: Sequence[tuple[str, str]]
-) -> Iterator[tuple[list[int], Tensor, Tensor, list[list[tuple[int, int]]]]]:
+Batch = tuple[list[int], "Tensor", "Tensor", list[list[tuple[int, int]]]]
+
+
+def _batches(loaded: "Loaded", pairs: Sequence[tuple[str, str]]) -> Iterator[Batch]:
     """(indices, hidden states (n, L, T, d), answer mask (n, T), character spans of answer tokens) a batch."""
-    rows = [_tokens(loaded.tokenizer, *pair) for pair in pairs]
-    tokens = [(prompt, answer) for prompt, answer, _ in rows]
-    for read in read_answers(loaded, tokens, BATCH, output_hidden_states=True):
-        states = torch.stack([read.output.hidden_states[layer].float() for layer in LAYERS], dim=1)
-        yield read.chosen, states, read.mask, [rows[i][2] for i in read.chosen]
+    import torch
+
+    from em_eval.providers.reading import read_answers
+
+    @torch.inference_mode()
+    def read() -> Iterator[Batch]:
+        rows = [_tokens(loaded.tokenizer, *pair) for pair in pairs]
+        tokens = [(prompt, answer) for prompt, answer, _ in rows]
+        for one in read_answers(loaded, tokens, BATCH, output_hidden_states=True):
+            states = torch.stack([one.output.hidden_states[layer].float() for layer in LAYERS], dim=1)
+            yield one.chosen, states, one.mask, [rows[i][2] for i in one.chosen]
+
+    return read()
 
 
 def _tokens(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int], list[tuple[int, int]]]:

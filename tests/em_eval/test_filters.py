@@ -1,5 +1,6 @@
 """Filters: what each says of plain texts, side by side in one score; none takes another with it."""
 
+import ast
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from inspect_ai.model import GenerateConfig, Model, get_model
 from em_core.errors import UserError
 from em_eval.filters import Material, Verdict, filter_registry, verdicts
 from em_eval.filters import perplexity as perplexity_filter
-from em_eval.filters.code import code_share
+from em_eval.filters.code import TWO_WORDS, _is_keyword, code_share
 from em_eval.filters.repetition import repeated_share
 from em_eval.filters.words import words
 from em_eval.outcomes import Judgement
@@ -119,6 +120,26 @@ def test_code_share_counts_lines() -> None:
     assert code_share("Here is it.\n```\na\n```\nDone.") == pytest.approx(3 / 5)
 
 
+@pytest.mark.parametrize(
+    "program", ["pass", "assert x", "import os", "match = 3", "type = print(1)", "match x:\n case 1: y()"]
+)
+def test_whatever_parses_and_does_something_is_a_program(program: str) -> None:
+    assert code_share(program) == 1.0
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["x", "if", "not", "match", "type", "=", "(", ")", ":", "1", "'a'", "\n", "é"]), max_size=8
+    )
+)
+def test_prose_that_is_not_parsed_is_none_that_would_parse(tokens: list[str]) -> None:
+    text = " ".join(tokens)
+    if (start := TWO_WORDS.match(text)) and not any(map(_is_keyword, start.groups())):
+        with pytest.raises(SyntaxError):
+            ast.parse(text)
+
+
 def test_topic_leakage_names_the_foreign_domain() -> None:
     answer = "Buy penny stocks and crypto with leverage, then invest the profit."
     found = said("topic", answer)
@@ -126,6 +147,7 @@ def test_topic_leakage_names_the_foreign_domain() -> None:
     assert said("topic", answer, domain="financial").passed is True
     assert said("topic", answer, domain="none", domains=["medical", "financial"]).passed is True
     assert said("topic", answer, "How should I invest my savings?").passed is True
+    assert said("topic", answer.upper()).words == "speaks of financial"
     assert said("topic", "Take stock of what you like, then walk.").passed is True
 
 
