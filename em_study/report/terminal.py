@@ -29,6 +29,7 @@ KEY = (
     "Held out: loss, nats a token. Corr.: the rate corrected for the judge's errors. Align.: mean alignment, "
     "0 to 100. Coh.: share coherent. Probe shift: nats a token from the base. PR: participation ratio of BA."
 )
+MOST_LINES = 8  # of what is absent or missing
 
 
 def print_table(results: Results, console: Console) -> None:
@@ -47,11 +48,12 @@ def print_table(results: Results, console: Console) -> None:
     console.print(table, crop=False, soft_wrap=True)
     for line in (KEY, results.verdict, f"Judge: {judge_in_words(results)}", seed_statement(results.seeds)):
         console.print(Text(line))
-    for absent in results.absent:
-        console.print(Text(f"Absent: {absent}"), soft_wrap=True)
-    for row in results.rows:
-        if row.missing:
-            console.print(Text(f"Missing for {row.label}: {', '.join(row.missing)}"))
+    lines = [f"Absent: {line}" for line in results.absent]
+    lines += [f"Missing for {row.label}: {', '.join(row.missing)}" for row in results.rows if row.missing]
+    for line in lines[:MOST_LINES]:
+        console.print(Text(line), soft_wrap=True)
+    if more := lines[MOST_LINES:]:
+        console.print(Text(f"and {len(more)} more absent or missing: the report names them all"))
 
 
 def seed_statement(seeds: tuple[int, ...]) -> str:

@@ -30,7 +30,7 @@ KNOWN = {"adamw": "#0072B2", "lion": "#D55E00", "muon": "#009E73", "sgd": "#CC79
 OTHERS = ("#56B4E9", INK)
 MARKERS = {"bad": "o", "benign": "o", "other data": "s"}
 LINES = {"bad": "-", "benign": "--", "other data": "-."}
-MOST_LABELS = 24  # of lines or points in one figure; more are told by colour alone, with a key
+MOST_LABELS = 12  # of lines or points in one figure; more are told by colour alone, with a key
 WIDTH = 10.0
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

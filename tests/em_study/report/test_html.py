@@ -335,7 +335,19 @@ def test_terminal_table() -> None:
     assert JUDGE["in_words"] in text
     assert "One seed: a lead, not a result." in text
     assert "Missing for SGD [momentum]: evaluation em" in text
-    assert "Absent: bad-lion-lr1-seed0: no checkpoint at step <34>" in text
+    assert "Absent: bad-lion-lr1-seed0: no checkpoint at step <34>" in text and "more absent" not in text
+
+
+def test_a_study_half_done_is_folded(tmp_path: Path) -> None:
+    """Every absent run is named on the page, but does not push the findings out of sight."""
+    results = replace(sample_results(), absent=tuple(f"run {i}: no checkpoint at step 34" for i in range(30)))
+    text = write_report(results, tmp_path).read_text(encoding="utf-8")
+    folded = text.partition('id="missing"')[2].partition("</div>")[0]
+    assert "<details><summary>30 runs or checkpoints are absent, 1 lack something</summary>" in folded
+    assert folded.count("<li>") == 31 and "<li>run 29: no checkpoint at step 34</li>" in folded
+    stream = io.StringIO()
+    print_table(results, Console(file=stream, width=160))
+    assert stream.getvalue().count("Absent: ") == 8 and "and 23 more absent or missing" in stream.getvalue()
 
 
 def test_exported_rates_are_the_published_ones() -> None:
@@ -413,7 +425,7 @@ def test_page_says_where_there_are_too_few_rows(page: Page, tmp_path: Path) -> N
     two = followed_results(tmp_path / "runs", steps=(0, 30))
     text = write_report(two, tmp_path / "report").read_text(encoding="utf-8")
     assert "Two points a run." in text and "Too few rows" not in text  # step 0's loss stands for untrained rows
-    assert "Too few rows: matched train loss: no block with two optimisers" in page.text
+    assert "Too few rows (" in page.text and "<li>matched train loss: no block with two optimisers" in page.text
 
 
 def test_trajectories_and_layers_are_drawn(followed: Path) -> None:
