@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from em_study.names import display_name
 from em_study.report.figures.labels import label_ends
 from em_study.report.figures.style import (
-    LINES,
     MOST_LABELS,
     STYLE,
     Drawing,
@@ -20,6 +19,8 @@ from em_study.report.figures.style import (
     finish,
     key,
     left_out,
+    line_style,
+    lines_in_words,
     new_figure,
     not_drawn,
 )
@@ -41,7 +42,7 @@ def spectra(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
     with matplotlib.rc_context(STYLE):
         figure, (axes,) = new_figure(4.8)
         for row, mean in shown:
-            _line(axes, mean, colours[row.label], LINES.get(row.arm, "-"), 1.8)
+            _line(axes, mean, colours[row.label], line_style(row), 1.8)
         _log_axis(axes, min(float(mean[mean > 0][-1]) for _, mean in shown))
         axes.set_xlabel("index i")
         axes.set_ylabel("σᵢ / σ₁")
@@ -55,7 +56,8 @@ def spectra(rows: Sequence[Row], colours: dict[str, str]) -> Drawing:
             title,
             "Mean over modules of the i-th singular value over the largest, on a logarithmic axis, at the last "
             "checkpoint of each run; modules of zeros are skipped. The flatter the line, the more directions are used. "
-            "Benign data: broken lines." + left_out(ends, [row for row, _ in shown]),
+            + lines_in_words([row for row, _ in shown])
+            + left_out(ends, [row for row, _ in shown]),
         )
 
 

@@ -31,6 +31,7 @@ OTHERS = ("#56B4E9", INK)
 MARKERS = {"bad": "o", "benign": "o", "other data": "s"}
 LINES = {"bad": "-", "benign": "--", "other data": "-."}
 MOST_LABELS = 12  # of lines or points in one figure; more are told by colour alone, with a key
+MOST_NAMES = 6  # in a caption
 WIDTH = 10.0
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -138,11 +139,24 @@ def markers_in_words(rows: Sequence[Row]) -> str:
     return " ".join(text for arm, text in words.items() if arm in arms)
 
 
+def line_style(row: Row) -> str:
+    """Of a row's line: dotted with a penalty, otherwise by its arm."""
+    return ":" if row.manifest.penalty is not None else LINES.get(row.arm, "-")
+
+
+def lines_in_words(rows: Sequence[Row]) -> str:
+    """What the styles of lines mean, as far as they occur."""
+    words = {"--": "Benign data: broken lines.", "-.": "Other data: dots and dashes.", ":": "With a penalty: dotted."}
+    styles = {line_style(row) for row in rows}
+    return " ".join(text for style, text in words.items() if style in styles)
+
+
 def left_out(rows: Sequence[Row], drawn: Sequence[Row]) -> str:
-    """A sentence that names the rows which a figure lacks."""
+    """A sentence that names the rows which a figure lacks; of many the first, and how many more."""
     seen = {id(row) for row in drawn}
     names = list(dict.fromkeys(row.label for row in rows if id(row) not in seen))
-    return f" Left out for want of figures: {', '.join(names)}." if names else ""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f" Left out for want of figures: {', '.join(names[:MOST_NAMES])}{more}." if names else ""
 
 
 def base_band(axes: Axes, label: str, rate: Interval, along: str = "y", scale: float = 1.0) -> None:

@@ -7,7 +7,6 @@ import matplotlib
 from em_eval.intervals import Interval
 from em_study.report.figures.labels import label_ends
 from em_study.report.figures.style import (
-    LINES,
     MOST_LABELS,
     MUTED,
     STYLE,
@@ -15,6 +14,8 @@ from em_study.report.figures.style import (
     by_optimiser,
     finish,
     key,
+    line_style,
+    lines_in_words,
     new_figure,
     not_drawn,
 )
@@ -52,7 +53,7 @@ def _trajectory(
         figure, (axes,) = new_figure(4.4)
         for row, points in lines.values():
             steps, values = [step for step, _ in points], [scale * x.value for _, x in points]
-            axes.plot(steps, values, LINES.get(row.arm, "-"), color=colours[row.label], linewidth=1.6, marker=".")
+            axes.plot(steps, values, line_style(row), color=colours[row.label], linewidth=1.6, marker=".")
             if len(lines) <= MOST_LABELS:
                 low, high = [scale * x.low for _, x in points], [scale * x.high for _, x in points]
                 axes.vlines(steps, low, high, colors=colours[row.label], linewidth=0.8, alpha=0.6)
@@ -69,11 +70,9 @@ def _trajectory(
             key(figure, by_optimiser(trained(rows), colours))
         single = len(runs(rows)) - len(lines)
         apart = f" Without {single} runs that have one such checkpoint only." if single else ""
-        return finish(
-            figure,
-            title,
-            "One line a run, from its base model at step 0; bars: 95 % intervals. Benign data: broken lines." + apart,
-        )
+        bars = "; bars: 95 % intervals" if len(lines) <= MOST_LABELS else ""
+        styles = lines_in_words([row for row, _ in lines.values()])
+        return finish(figure, title, f"One line a run, from its base model at step 0{bars}. {styles}{apart}".strip())
 
 
 def _without_step(row: Row) -> str:

@@ -21,7 +21,7 @@ from em_study.dose import dose_table
 from em_study.names import labels
 from em_study.report import print_table, write_report
 from em_study.report.figures import Drawing, mean_spectrum, palette, probe_shift, rate_by_loss, spectra, spread
-from em_study.report.figures.style import KNOWN
+from em_study.report.figures.style import KNOWN, left_out, line_style, lines_in_words
 from em_study.report.html import _of_rows, unique_slugs
 from em_study.report.judge import judge_tables
 from em_study.report.terminal import decimal
@@ -268,6 +268,24 @@ def test_rate_figure_falls_back_to_training_loss_and_names_the_base() -> None:
     assert ">untouched<" in figure.svg
     assert "training loss" in figure.svg
     assert "Left out" not in figure.caption
+
+
+def test_lines_of_penalised_runs_are_dotted_and_captions_say_so() -> None:
+    rows = sample_results().rows
+    plain = next(row for row in rows if row.arm == "bad")
+    benign = replace(plain, arm="benign")
+    manifest = plain.manifest.model_copy(update={"penalty": {"name": "spectral", "strength": 3.0}})
+    penalised = replace(plain, manifest=manifest)
+    assert [line_style(row) for row in (plain, benign, penalised)] == ["-", "--", ":"]
+    assert lines_in_words([plain]) == ""
+    assert lines_in_words([plain, benign, penalised]) == "Benign data: broken lines. With a penalty: dotted."
+
+
+def test_captions_name_few_of_many_rows_left_out() -> None:
+    row = sample_results().rows[0]
+    rows = [replace(row, label=f"run {i}") for i in range(9)]
+    assert left_out(rows[:2], rows[1:]) == " Left out for want of figures: run 0."
+    assert left_out(rows, []).endswith("run 4, run 5 and 3 more.")
 
 
 def test_crowded_figure_labels_every_point() -> None:
