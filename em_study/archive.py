@@ -77,13 +77,16 @@ def write_archive(
     with atomic_folder(folder) as draft:
         shutil.copyfile(study_file, draft / study_file.name)
         _copy_runs(plan, draft, "spectra" not in without)
-        _copy_logs(study, chosen, draft, "transcripts" not in without)
+        _copy_logs(study, chosen, draft)
         lacking = [redact(line) for line in _summarise(study, plan, chosen, draft, without)]
-        write_text(draft / "README.md", _readme(study, study_file, without, packed))
+        write_text(draft / "README.md", _readme(study, study_file, without, packed, (draft / "logs").is_dir()))
         for path in each(_files(draft)):
+            if path.suffix == ".eval" and "transcripts" in without:
+                _drop_events(path)
             redact_file(path, redact)
-        for part in ("runs", "logs") if packed else ():
-            pack(draft / part)
+        for part in (draft / "runs", draft / "logs"):
+            if packed and part.is_dir():
+                pack(part)
         sizes = _sizes(draft)
         _refuse_large(sizes, max_mb, without, packed)
         write_json(draft / INDEX, _index(study, draft, lacking, without))
@@ -129,7 +132,7 @@ def _copy_runs(plan: Plan, draft: Path, spectra: bool) -> None:
             _copy(path, draft / path)
 
 
-def _copy_logs(study: Study, chosen: list[Target], draft: Path, transcripts: bool) -> None:
+def _copy_logs(study: Study, chosen: list[Target], draft: Path) -> None:
     """The logs that answer this study, wherever they lie, under its own labels."""
     logs = Logs()
     for target in chosen:
@@ -137,10 +140,7 @@ def _copy_logs(study: Study, chosen: list[Target], draft: Path, transcripts: boo
         for evaluation in study.evaluations:
             path = logs.find(study.name, target.label, manifest, evaluation)
             if path is not None:
-                copy = draft / log_folder(study.name, target.label) / evaluation.name / path.name
-                _copy(path, copy)
-                if not transcripts:
-                    _drop_events(copy)
+                _copy(path, draft / log_folder(study.name, target.label) / evaluation.name / path.name)
 
 
 def _drop_events(path: Path) -> None:
@@ -168,7 +168,7 @@ def _summarise(study: Study, plan: Plan, chosen: list[Target], draft: Path, with
     return lacking + list(dict.fromkeys(missing))
 
 
-def _readme(study: Study, study_file: Path, without: Collection[str], packed: bool) -> str:
+def _readme(study: Study, study_file: Path, without: Collection[str], packed: bool, logged: bool) -> str:
     environment = Environment(  # autoescape would write `&#39;` into Markdown
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )
@@ -178,6 +178,7 @@ def _readme(study: Study, study_file: Path, without: Collection[str], packed: bo
         version=version("em-eval"),
         without=without,
         packed=packed,
+        logged=logged,
         suffix=PACKED if packed else "/",
     )
 

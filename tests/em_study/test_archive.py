@@ -281,6 +281,14 @@ def test_what_is_absent_is_named(
     assert "tiny-adamw" not in (tmp_path / "other/archive.json").read_text().split('"sha256"')[0]
 
 
+def test_without_any_log_there_is_none_to_pack(place: Place, em: Callable[..., int], tmp_path: Path) -> None:
+    study = yaml.safe_load(Path("tiny.yaml").read_text(encoding="utf-8"))
+    Path("unasked.yaml").write_text(yaml.safe_dump(study | {"evaluations": [{"task": "preference"}]}), encoding="utf-8")
+    assert em("archive", "unasked.yaml", str(tmp_path), "--pack", "--without", "report") == 0
+    assert (tmp_path / "runs.tar.xz").is_file() and not list(tmp_path.glob("logs*"))
+    assert "logs" not in (tmp_path / "README.md").read_text(encoding="utf-8").partition("`archive.json`")[0]
+
+
 def test_a_study_that_was_never_run_has_nothing_to_archive(
     place: Place, em: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
