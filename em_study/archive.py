@@ -169,8 +169,11 @@ def _summarise(study: Study, plan: Plan, chosen: list[Target], draft: Path, with
 
 
 def _readme(study: Study, study_file: Path, without: Collection[str], packed: bool, logged: bool) -> str:
-    environment = Environment(  # autoescape would write `&#39;` into Markdown
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, autoescape=False
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
     )
     return environment.get_template("archive.md.j2").render(
         study=study,
