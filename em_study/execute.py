@@ -93,8 +93,10 @@ def train_cell(cell: FrozenCell) -> list[str]:
                     "machines differ"
                 )
             console.print(f"training {cell.label}")
-            if not is_trained(cell, Logs()):
-                _drop_without_weights(cell)
+            # What an archive left of a cell that is to be trained again: training would take it for done.
+            if (bare := _without_weights(cell)) and not is_trained(cell, Logs()):
+                for checkpoint in bare:
+                    shutil.rmtree(checkpoint)
             train(cell.config, folder)
     except Exception as error:  # one cell's failure never stops another's
         return [_keep_failure(folder, f"training of {cell.label}", error)]
@@ -117,14 +119,13 @@ def is_trained(cell: FrozenCell, logs: Logs) -> bool:
     kept = all((path / MANIFEST).is_file() for path in cell.checkpoints())
     if not kept or not finished(folder, cell.run_id):
         return False
-    return all((path / ADAPTER).is_file() for path in cell.checkpoints()) or is_evaluated(cell, logs)
+    return not _without_weights(cell) or is_evaluated(cell, logs)
 
 
-def _drop_without_weights(cell: FrozenCell) -> None:
-    """What an archive left of a cell that is to be trained again: training would take it for done."""
-    for checkpoint in cell.checkpoints():
-        if (checkpoint / MANIFEST).is_file() and not (checkpoint / ADAPTER).is_file():
-            shutil.rmtree(checkpoint)
+def _without_weights(cell: FrozenCell) -> list[Path]:
+    """The checkpoints of which there is the manifest alone."""
+    kept = [path for path in cell.checkpoints() if (path / MANIFEST).is_file()]
+    return [path for path in kept if not (path / ADAPTER).is_file()]
 
 
 def evaluate_cell(cell: FrozenCell) -> list[str]:

@@ -31,9 +31,9 @@ from em_study.report.examples import anchor, example_groups
 from em_study.report.judge import judge_notes, judge_tables
 from em_study.report.made import cell_commands, commands, what_was_run
 from em_study.report.published import assess
-from em_study.report.rows import last
+from em_study.report.rows import last, missing
 from em_study.report.summary import means_over_seeds
-from em_study.report.terminal import is_known, judge_in_words, seed_statement
+from em_study.report.terminal import MOST_ABSENT, is_known, judge_in_words, seed_statement
 from em_study.report.viewer import answer_link, write_viewer
 from em_study.results import Results, Row
 from em_study.splits import SPLITS, changes, differs, order, split_rate
@@ -246,6 +246,8 @@ def _facts(results: Results, lines: Sequence[Line], colours: dict[str, str]) -> 
         "extremes": [(words, found) for words, (found, _) in apart if found],
         "extremes_missing": sorted({line for _, (_, lost) in apart for line in lost}),
         "most_lines": MOST_LINES,
+        "missing": missing(results.rows),
+        "most_absent": MOST_ABSENT,
         "means": means_over_seeds(results.rows),
         "straight": any(table.straight for table in doses),
         "regressions": _regressions(comparison, results.rows, colours),

@@ -28,3 +28,8 @@ def runs(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in sorted(trained(rows), key=lambda row: row.manifest.step):
         found.setdefault(row.manifest.run_id, []).append(row)
     return found
+
+
+def missing(rows: Sequence[Row]) -> list[str]:
+    """What each row lacks, a line a row."""
+    return [f"{row.label}: {', '.join(row.missing)}" for row in rows if row.missing]

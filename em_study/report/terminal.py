@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from em_eval.intervals import Interval
+from em_study.report.rows import missing
 from em_study.results import Results, Row
 
 GAP = "–"
@@ -29,7 +30,7 @@ KEY = (
     "Held out: loss, nats a token. Corr.: the rate corrected for the judge's errors. Align.: mean alignment, "
     "0 to 100. Coh.: share coherent. Probe shift: nats a token from the base. PR: participation ratio of BA."
 )
-MOST_LINES = 8  # of what is absent or missing
+MOST_ABSENT = 8  # lines of what is absent or missing; more are cut here, and folded on the page
 
 
 def print_table(results: Results, console: Console) -> None:
@@ -49,10 +50,10 @@ def print_table(results: Results, console: Console) -> None:
     for line in (KEY, results.verdict, f"Judge: {judge_in_words(results)}", seed_statement(results.seeds)):
         console.print(Text(line))
     lines = [f"Absent: {line}" for line in results.absent]
-    lines += [f"Missing for {row.label}: {', '.join(row.missing)}" for row in results.rows if row.missing]
-    for line in lines[:MOST_LINES]:
+    lines += [f"Missing for {line}" for line in missing(results.rows)]
+    for line in lines[:MOST_ABSENT]:
         console.print(Text(line), soft_wrap=True)
-    if more := lines[MOST_LINES:]:
+    if more := lines[MOST_ABSENT:]:
         console.print(Text(f"and {len(more)} more absent or missing: the report names them all"))
 
 
