@@ -1,6 +1,7 @@
 """How many requests reach a model in this process at once, through Inspect's own limiter."""
 
 import contextvars
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,13 @@ def test_the_first_batch_is_all_that_the_model_takes(
     run_eval: Callable[..., EvalLog],
     two_questions: Path,
     tiny_adapter: Path,
+    tmp_path: Path,
 ) -> None:
+    # A folder of its own: Inspect keeps the models it made, and one of an earlier test would not be noted.
+    adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
     log = run_eval(
         "em_eval/em",
-        f"peft/{tiny_adapter}",
+        f"peft/{adapter}",
         model_roles={"grader": grader("85")},
         task_args={"questions": str(two_questions), "samples": SAMPLES, "max_tokens": 2},
         **settings,
