@@ -26,6 +26,7 @@ from em_train.spectra import SPECTRA
 from em_train.step_record import STEPS_FILE
 
 OPTIONAL = ("spectra", "report", "tables", "transcripts")
+PARTS_PACKED = ("runs", "logs", "report/transcripts")
 INDEX = "archive.json"
 MEGABYTE = 1_000_000
 
@@ -59,7 +60,7 @@ def write_archive(
         folder: new, empty, or an earlier archive of this study, which is replaced.
         max_mb: the largest size, in megabytes of 10^6 bytes.
         without: parts to leave out, of `OPTIONAL`.
-        packed: runs and logs as one compressed file each (`em_study.pack`).
+        packed: runs, logs and the report's pages of answers as one compressed file each (`em_study.pack`).
         hidden: further paths or words to replace.
         each: wraps the files while they are rewritten, for a progress display.
 
@@ -84,9 +85,9 @@ def write_archive(
             if path.suffix == ".eval" and "transcripts" in without:
                 _drop_events(path)
             redact_file(path, redact)
-        for part in (draft / "runs", draft / "logs"):
-            if packed and part.is_dir():
-                pack(part)
+        for part in PARTS_PACKED:
+            if packed and (draft / part).is_dir():
+                pack(draft / part)
         sizes = _sizes(draft)
         _refuse_large(sizes, max_mb, without, packed)
         write_json(draft / INDEX, _index(study, draft, lacking, without))
@@ -206,7 +207,7 @@ def _refuse_large(sizes: dict[str, int], max_mb: float, without: Collection[str]
         return
     largest = ", ".join(f"{part} {size / MEGABYTE:.1f}" for part, size in list(sizes.items())[:3])
     spare = [part for part in [*sizes, "transcripts"] if part in OPTIONAL and part not in without]
-    ways = [] if packed else ["pack runs and logs (--pack)"]
+    ways = [] if packed else ["pack runs, logs and answers (--pack)"]
     ways += [f"leave a part out (--without {part})" for part in spare[:1]]
     mend = " or ".join([*ways, "raise --max-mb"])
     raise UserError(f"the archive would be {total:.1f} MB, more than --max-mb {max_mb:g} (largest: {largest}): {mend}")

@@ -27,7 +27,10 @@ def archive(
         typer.Option(help="spectra, report, tables or transcripts (the events of logs): leave it out; repeatable"),
     ] = None,
     pack: Annotated[
-        bool, typer.Option("--pack", help="runs and logs as .tar.xz, without what logs have in common: far smaller")
+        bool,
+        typer.Option(
+            "--pack", help="runs, logs and answers as .tar.xz, which holds what they have in common once: far smaller"
+        ),
     ] = False,
     hide: Annotated[
         list[str] | None,

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -188,10 +189,13 @@ def test_packed_and_without_transcripts_it_says_the_same(
     assert {path.name for path in (tmp_path / "small").iterdir()} == {
         *("README.md", "archive.json", "tiny.yaml", "report", "tables", "runs.tar.xz", "logs.tar.xz")
     }
-    for part in ("runs", "logs"):
+    for part in ("runs", "logs", "report/transcripts"):
         with tarfile.open(tmp_path / "small" / f"{part}.tar.xz") as packed:
             assert {(entry.uid, entry.gid, entry.uname, entry.gname) for entry in packed} == {(0, 0, "", "")}
-            packed.extractall(tmp_path, filter="data")
+            packed.extractall((tmp_path / part).parent, filter="data")
+    pages = {path.name: path.read_bytes() for path in (archived / "report" / "transcripts").iterdir()}
+    assert pages and pages == {path.name: path.read_bytes() for path in (tmp_path / "report" / "transcripts").iterdir()}
+    assert not (tmp_path / "small" / "report" / "transcripts").exists()
     assert holders(tmp_path, place.paths) == set()
     for path in (archived / "logs").rglob("*.eval"):
         whole, cut = (read_eval_log(str(folder / path.relative_to(archived))) for folder in (archived, tmp_path))
@@ -213,9 +217,12 @@ def test_packed_and_without_transcripts_it_says_the_same(
 def test_its_readme_says_how_to_unpack(place: Place, em: Callable[..., int], archived: Path, tmp_path: Path) -> None:
     assert em("archive", "tiny.yaml", str(tmp_path), "--pack", "--without", "transcripts", "--without", "report") == 0
     packed, plain = ((folder / "README.md").read_text(encoding="utf-8") for folder in (tmp_path, archived))
-    assert "do tar xf $part" in packed and "| `logs.tar.xz` | Inspect logs, answers and scores without" in packed
+    assert "| `logs.tar.xz` | Inspect logs, answers and scores without" in packed
     assert "tar xf" not in plain and "| `logs/` | Inspect logs: `inspect view" in plain
     assert "report/index.html" in plain and "report/index.html" not in packed
+    (command,) = re.findall(r"`(for part in .* done)`", packed)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert list((tmp_path / "runs" / "tiny").iterdir()) and list((tmp_path / "logs" / "tiny").iterdir())
 
 
 def test_a_cell_with_something_left_to_ask_is_trained_again(
