@@ -129,7 +129,10 @@ class _WrongContent(Exception):
 def _client() -> httpx.Client:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line a request otherwise
     # Compressed transfer would make byte ranges ambiguous.
-    return httpx.Client(follow_redirects=True, timeout=STALL, headers={"Accept-Encoding": "identity"})
+    try:
+        return httpx.Client(follow_redirects=True, timeout=STALL, headers={"Accept-Encoding": "identity"})
+    except (ImportError, ValueError) as error:  # a proxy in the environment that httpx cannot use
+        raise UserError(f"the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used: {error}") from error
 
 
 def _download(client: httpx.Client, url: str, sha256: str, part: Path, bar: "_Bar") -> None:

@@ -111,7 +111,7 @@ def mean_interval(
 
     Where all G families agree, the errors say nothing. With the `bounds` of the scale, at most 1 - 0.025^(1/G) of
     families (Clopper-Pearson without an event) may then lie elsewhere, at worst at either end of it. Without bounds, as
-    of log-likelihoods, the width is zero there: the one exception.
+    of log-likelihoods, the width is zero there; nothing of ours prints such a one.
     """
     array = np.asarray(values, dtype=float)
     count = len(set(families))

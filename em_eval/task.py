@@ -3,6 +3,7 @@
 import logging
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,28 +100,24 @@ def em_task(
     Raises:
         PrerequisiteError: unknown prompt set, tag or judge, no grader where one is demanded.
     """
+    tags = {"format": format, "category": category, "exclude_domain": exclude_domain}
     with as_prerequisite():
-        chosen = choose(questions, format=format, category=category, exclude_domain=exclude_domain)
-        samples = answers_a_prompt(chosen, samples, preset, DEFAULT_SAMPLES)
-        if max_tokens < 1:
-            raise UserError(f"max_tokens={max_tokens} must be at least 1")
         settings = JudgeSettings(reader, two_pass, judge_draws, judge_cache)
-        name, scorer = _judge(judge, settings)
-        if name == "model":
-            demand_templates(chosen, ("aligned", "coherent"))
+        asked = ask(questions, samples, preset, max_tokens, judge, settings, grader_given(), **tags)
+        name, scorer = asked.judge, _scorer(asked.judge, judge == "auto", settings)
         facts = ModelJudge(settings).facts if name == "model" else judge_registry.get(name)().facts
     shown = f"{name}_judge" if name in {"embedded", "model"} else "plugin_judge"
     return Task(
-        dataset=MemoryDataset([to_sample(prompt, max_tokens) for prompt in chosen], name=questions),
+        dataset=MemoryDataset([to_sample(prompt, max_tokens) for prompt in asked.prompts], name=questions),
         solver=answer(seed),
         scorer=scorer,
-        epochs=Epochs(samples, []),
+        epochs=Epochs(asked.samples, []),
         config=generation(max_tokens),
         fail_on_error=0.05,
         version=TASK_VERSION,
         metadata={
             "questions": questions,
-            "left_out": left_out(format=format, category=category, exclude_domain=exclude_domain),
+            "left_out": left_out(**tags),
             "judge": name,
             "judge_facts": facts,
             "headline_rate": {"name": HEADLINE, "definition": DEFINITIONS[HEADLINE].words},
@@ -128,6 +125,45 @@ def em_task(
         viewer=_viewer(shown),
         headline_metric=HeadlineMetric(scorer=shown, score="misaligned", metric="mean"),
     )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the task will ask: the prompts, the answers to each, and the judge: "model", "embedded" or a plugin."""
+
+    prompts: list[prompts.Prompt]
+    samples: int
+    judge: str
+
+
+def ask(
+    questions: str,
+    samples: int | None,
+    preset: str | None,
+    max_tokens: int,
+    judge: str,
+    settings: JudgeSettings,
+    grader: bool,
+    **tags: Names,
+) -> Asked:
+    """What the task's arguments come to; `grader` says whether one is given, the rest is as in `em_task`.
+
+    Raises:
+        UserError: whatever of it cannot be.
+    """
+    chosen = choose(questions, **tags)
+    samples = answers_a_prompt(chosen, samples, preset, DEFAULT_SAMPLES)
+    if max_tokens < 1:
+        raise UserError(f"max_tokens={max_tokens} must be at least 1")
+    name = ("model" if grader else "embedded") if judge == "auto" else judge
+    judge_registry.get(name)
+    if name == "model" and not grader:
+        raise UserError("judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
+    if name != "model" and settings != JudgeSettings():
+        raise UserError(f"reader, two_pass, judge_draws and judge_cache need --model-role grader=...: judge is {name}")
+    if name == "model":
+        demand_templates(chosen, ("aligned", "coherent"))
+    return Asked(chosen, samples, name)
 
 
 def generation(max_tokens: int) -> GenerateConfig:
@@ -260,20 +296,13 @@ def manifest_of(model: str) -> dict[str, Any] | None:
     return read_manifest(folder).for_log() if (folder / MANIFEST).is_file() else None
 
 
-def _judge(judge: str, settings: JudgeSettings) -> tuple[str, Scorer]:
-    if judge == "auto":
-        judge = "model" if grader_given() else "embedded"
-        if judge == "embedded":
-            facts = judge_registry.get("embedded")().facts
-            logger.warning("no --model-role grader=...: scores come from the embedded judge (%s)", facts["in_words"])
-    judge_registry.get(judge)
+def _scorer(judge: str, unasked: bool, settings: JudgeSettings) -> Scorer:
     if judge == "model":
-        if not grader_given():
-            raise UserError("judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
-        return judge, model_judge_scorer(settings.reader, settings.two_pass, settings.draws, settings.cache)
-    if settings != JudgeSettings():
-        raise UserError(f"reader, two_pass, judge_draws and judge_cache need --model-role grader=...: judge is {judge}")
-    return judge, embedded_judge_scorer() if judge == "embedded" else plugin_judge_scorer(judge)
+        return model_judge_scorer(settings.reader, settings.two_pass, settings.draws, settings.cache)
+    if unasked:
+        facts = judge_registry.get(judge)().facts
+        logger.warning("no --model-role grader=...: scores come from the embedded judge (%s)", facts["in_words"])
+    return embedded_judge_scorer() if judge == "embedded" else plugin_judge_scorer(judge)
 
 
 def grader_given() -> bool:

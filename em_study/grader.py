@@ -65,7 +65,9 @@ def read_grader(given: str, max_retries: int | None = None) -> Grader:
         raise UserError(f"--grader {given} names no model: write {{model: NAME, ...}}")
     model, url, args = settings.pop("model"), settings.pop("base_url", None), settings.pop("model_args", None)
     if unknown := set(settings) - set(GenerateConfig.model_fields):
-        raise UserError(f"--grader has no setting '{min(unknown)}': it takes those of Inspect's GenerateConfig")
+        raise UserError(
+            f"--grader has no setting '{min(map(str, unknown))}': it takes those of Inspect's GenerateConfig"
+        )
     try:
         return Grader(str(model), retries.merge(GenerateConfig(**settings)), url, dict(args or {}))
     except (ValidationError, TypeError, ValueError) as error:
@@ -80,10 +82,15 @@ def check_provider(name: str) -> None:
     Raises:
         UserError: it has none.
     """
-    from inspect_ai._util.registry import registry_find, registry_unqualified_name
-
     provider, slash, model = name.partition("/")
     if not slash or not model:
         raise UserError(f"judge '{name}' is no Inspect model: write PROVIDER/MODEL, as in openai/gpt-4o-2024-08-06")
-    if not registry_find(lambda info: info.type == "modelapi" and registry_unqualified_name(info) == provider):
+    if not has_provider(provider):
         raise UserError(f"judge '{name}': Inspect has no provider '{provider}'")
+
+
+def has_provider(provider: str) -> bool:
+    """Whether Inspect knows `provider`, the part of a model's name before the first slash."""
+    from inspect_ai._util.registry import registry_find, registry_unqualified_name
+
+    return bool(registry_find(lambda info: info.type == "modelapi" and registry_unqualified_name(info) == provider))

@@ -101,7 +101,7 @@ def _checkpoint(row: Row) -> dict[str, Any]:
     }
     for name, interval in (("rate", row.rate), ("mean_alignment", row.alignment), ("coherent", row.coherent)):
         facts |= _interval(name, interval)
-    facts |= _interval("probe_shift", row.shift)
+    facts |= _interval("probe_shift", None if row.arm == "base" else row.shift)  # 0 by definition, not measured
     missing = [*row.missing]
     for name in DEFINITIONS:
         found = rate(name, row.answers)

@@ -1,16 +1,16 @@
 """What an evaluation will ask of a model judge: calls and tokens, before anything is run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from em_eval.judge.model import METRICS, fill
-from em_eval.judge.settings import JudgeSettings
+from em_eval.judge.settings import READERS, JudgeSettings
 
 CHARACTERS_A_TOKEN = 4  # English text and today's tokenizers; an estimate needs no more
 ANSWER_TOKENS = 200  # a usual answer; the longest is the task's max_tokens
 # Calls a question: least and most. How many branches the digits take depends on the judge.
-CALLS = {"logprobs": (1, 1), "text": (1, 1), "digits": (2, 12), "auto": (1, 1)}
-REPLY_TOKENS = {"logprobs": 1, "digits": 1, "auto": 1, "samples": 4, "text": 100}
+CALLS = {"logprobs": (1, 1), "text": (1, 1), "digits": (2, 12)}
+REPLY_TOKENS = {"logprobs": 1, "digits": 1, "samples": 4, "text": 100}
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,10 @@ def estimate(
         questions: each prompt's question and its judge templates.
         samples: answers a prompt.
         max_tokens: longest answer.
-        settings: of the judge; with reader "auto", one call a question is assumed.
+        settings: of the judge; with reader "auto", the least and the most of any reader.
     """
+    if settings.reader == "auto":
+        return _any_of([estimate(questions, samples, max_tokens, replace(settings, reader=one)) for one in READERS])
     least, most = (settings.draws,) * 2 if settings.reader == "samples" else CALLS[settings.reader]
     calls, tokens = [0, 0], [0, 0]
     for question, templates in questions:
@@ -52,4 +54,16 @@ def estimate(
         calls=(calls[0], calls[1]),
         input_tokens=(tokens[0], tokens[1]),
         output_tokens=(calls[0] * reply, calls[1] * reply),
+    )
+
+
+def _any_of(found: Sequence[Estimate]) -> Estimate:
+    def ends(each: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        return min(least for least, _ in each), max(most for _, most in each)
+
+    return Estimate(
+        answers=found[0].answers,
+        calls=ends([one.calls for one in found]),
+        input_tokens=ends([one.input_tokens for one in found]),
+        output_tokens=ends([one.output_tokens for one in found]),
     )

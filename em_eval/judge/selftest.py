@@ -15,6 +15,17 @@ WITHOUT_LOGPROBS = ("anthropic/", "bedrock/", "mockllm/")  # Inspect's providers
 TRIES = 3  # one reply without logprobs may be a fault; this many are a judge without
 
 
+def foreseen(grader: str, wanted: str) -> str:
+    """What `choose` will find, as far as the judge's name tells; "auto" where only asking it will."""
+    if wanted != "auto":
+        return wanted
+    if grader.startswith("peft/"):
+        return "digits"
+    if grader.startswith("openai/"):
+        return "logprobs"  # or an error; OpenAI's tokenizers have one token for each number up to 999
+    return "text" if grader.startswith(WITHOUT_LOGPROBS) else "auto"
+
+
 async def choose(grader: Model, wanted: str) -> Reader:
     """The reader for this judge: the one wanted, or with "auto" the best that fits.
 

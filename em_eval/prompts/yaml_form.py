@@ -39,7 +39,7 @@ def read_yaml(path: Path) -> list[Prompt]:
     """
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that no calendar has
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, a date of no calendar, nested too deep
         raise UserError(f"prompt file {path} is not YAML: {_in_one_line(error)}") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f"prompt file {path} is not a list of questions")
@@ -129,8 +129,10 @@ def _before(entry: dict[str, Any], where: str) -> list[Message]:
     system, context = entry.get("system"), entry.get("context")
     if system and context:
         raise UserError(f"{where} has both system and context: put the system prompt into context")
+    if system and not isinstance(system, str):
+        raise UserError(f"{where}: system must be a text, not {system!r}: put it in quotes")
     if system:
-        return [{"role": "system", "content": str(system)}]
+        return [{"role": "system", "content": system}]
     turns = context or []
     if not isinstance(turns, list) or not all(
         isinstance(turn, dict)

@@ -280,7 +280,7 @@ def load_bare(base: str) -> Loaded:
 def _say_they_take_turns() -> None:
     logger.warning(
         "peft/ keeps one base in memory, and models of two take turns (the grader on another than the model under "
-        "test?): weights are read anew each time. Grade with another provider, or afterwards with em judge."
+        "test?): weights are read anew each time. Grade with another provider, or afterwards with inspect score."
     )
 
 

@@ -13,8 +13,8 @@ DRAWS, SEED = 2_000, 0  # the authors'
 class ModelMean:
     """A question's mean rate over `models` models, with the 2.5 and 97.5 % points of a bootstrap over the models.
 
-    The ends are None for one model, of which nothing can be drawn. Models that agree give an interval of no width: as
-    published, and no statement about further answers.
+    The ends are None where nothing can be drawn: for one model, and for models that agree, of which the published code
+    gives an interval without width.
     """
 
     value: float
@@ -37,7 +37,7 @@ def over_models(rates: Sequence[Mapping[str, float]], draws: int = DRAWS, seed: 
 
 
 def _mean(values: NDArray[np.float64], draws: int, generator: np.random.Generator) -> ModelMean:
-    if len(values) < 2:
+    if np.ptp(values) == 0:
         return ModelMean(float(values.mean()), None, None, len(values))
     means = values[generator.integers(len(values), size=(draws, len(values)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from em_study.grader import Grader
 
 QUESTIONS = "evil_spectra"
+FORMAT = "plain"  # one prompt a family: its JSON and template forms add answers, but hardly independent ones
 MAX_TOKENS = 600
 EXIT_CODES = {"no sign": 0, "misaligned": 3, "too few": 4}
 EPILOG = (
@@ -44,13 +45,19 @@ def check(
     questions: Annotated[
         str | None, typer.Option(help=f"prompt set or YAML file; default: {QUESTIONS}, or a given log's")
     ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help=f"only prompts of this format, several with commas; default: {FORMAT} without --questions, else all"
+        ),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="answers a prompt; default: as planned", min=1)] = None,
     grader: Annotated[
         str | None, typer.Option(help="Inspect model that judges; default: the embedded judge, or a given log's")
     ] = None,
     max_retries: Annotated[
         int | None,
-        typer.Option(help="of a judge's failing call, before the answer counts as judge_error [default: 10]", min=0),
+        typer.Option(help="of a judge's failing call, before the answer counts as judge_error \\[default: 10]", min=0),
     ] = None,
     sensitivity: Annotated[
         float, typer.Option(help="share of misaligned answers that an unmeasured judge is taken to catch")
@@ -80,17 +87,18 @@ def check(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     names = [name for name in (checkpoint, against) if name is not None]
     read = {name: _finished(name) for name in names if _is_log(name)}
-    asked = {"questions": questions, "max_tokens": max_tokens, "samples": samples, "grader": grader}
-    if read and len(read) < len(names):
-        (given,) = read.values()
-        settings, grader = _as_in(given, asked)
-    else:
-        settings = {"questions": questions or QUESTIONS, "max_tokens": max_tokens or MAX_TOKENS}
-        settings["judge"] = "model" if grader else "embedded"
+    for name in names:
+        if name not in read:
+            _refuse_unknown(name)
+    asked = {"questions": questions, "format": format, "max_tokens": max_tokens, "samples": samples, "grader": grader}
+    settings: dict[str, Any] = {}
+    for log in read.values():
+        settings, grader = _as_in(log, asked)
     if not read:
-        settings["samples"] = samples or _planned(
-            settings["questions"], grader, max_rate, sensitivity, correlation, console
-        )
+        settings = {"questions": questions or QUESTIONS, "max_tokens": max_tokens or MAX_TOKENS}
+        settings |= {"format": format} if format else {"format": FORMAT} if questions is None else {}
+        settings["judge"] = "model" if grader else "embedded"
+        settings["samples"] = samples or _planned(settings, grader, max_rate, sensitivity, correlation, console)
     judge = read_grader(grader, max_retries) if grader else None
     logs = [read.get(name) or _evaluated(name, settings, judge, log_dir, quiet=as_json) for name in names]
     judged = [answers(log) for log in logs]
@@ -115,14 +123,19 @@ def check(
 
 
 def _planned(
-    questions: str, grader: str | None, max_rate: float, sensitivity: float, correlation: float, console: Console
+    settings: dict[str, Any],
+    grader: str | None,
+    max_rate: float,
+    sensitivity: float,
+    correlation: float,
+    console: Console,
 ) -> int:
-    from em_eval import prompts
     from em_eval.judge import judge_registry
+    from em_eval.task import choose
     from em_study.check import judge_errors, plan
 
     facts = {} if grader else judge_registry.get("embedded")().facts
-    families = [prompt.family for prompt in prompts.load(questions)]
+    families = [prompt.family for prompt in choose(settings["questions"], format=settings.get("format"))]
     found = plan(families, max_rate, judge_errors(facts, sensitivity), correlation)
     console.print(Text(f"plan: {found.words}"))
     return found.samples
@@ -166,9 +179,10 @@ def _as_in(log: "EvalLog", asked: dict[str, Any]) -> tuple[dict[str, Any], str |
 def _evaluated(name: str, settings: dict[str, Any], grader: "Grader | None", log_dir: Path, quiet: bool) -> "EvalLog":
     """The log of a model's evaluation; one that was killed goes on."""
     from em_eval.answers import read_log
+    from em_eval.providers.weights import content_hash
     from em_study.evaluate import run_eval_set
 
-    model = _model(name)
+    model = f"peft/{name}@{content_hash(name)}" if _is_local(name) else name
     identity = json.dumps([model, settings, grader and grader.name], sort_keys=True)
     folder = log_dir / hashlib.sha256(identity.encode()).hexdigest()[:12]
     display = "none" if quiet else None
@@ -182,16 +196,23 @@ def _evaluated(name: str, settings: dict[str, Any], grader: "Grader | None", log
     return read_log(Path(done.location))
 
 
-def _model(name: str) -> str:
+def _is_local(name: str) -> bool:
     """A folder or the embedded base is served by `peft/`; everything else is an Inspect model."""
     from em_core.models import EMBEDDED
-    from em_eval.providers.weights import content_hash
 
-    if Path(name).is_dir() or name == EMBEDDED:
-        return f"peft/{name}@{content_hash(name)}"
-    if "/" not in name:
-        raise UserError(f"'{name}' is no checkpoint folder, log or Inspect model (like openai/gpt-4o-mini)")
-    return name
+    return name == EMBEDDED or Path(name).is_dir()
+
+
+def _refuse_unknown(name: str) -> None:
+    """What is neither a folder nor a model, before anything is planned."""
+    from em_study.grader import has_provider
+
+    provider, slash, _ = name.partition("/")
+    if not _is_local(name) and not (slash and has_provider(provider)):
+        what = "log" if name.endswith((".eval", ".json")) else "checkpoint folder, log or Inspect model"
+        raise UserError(
+            f"'{name}' is no {what} that exists here: give a folder, a log, or a model as openai/gpt-4o-mini"
+        )
 
 
 def _refuse_unlike(logs: "list[EvalLog]") -> None:

@@ -1,9 +1,10 @@
 """`em eval`: one task on many checkpoints, the cost before, the usage after, and what the judge failed on."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 import yaml
@@ -12,6 +13,8 @@ from rich.console import Console
 from em_core.errors import UserError
 
 if TYPE_CHECKING:
+    from em_eval.judge.settings import JudgeSettings
+    from em_eval.task import Asked
     from em_study.grader import Grader
 
 EM = "em_eval/em"
@@ -54,10 +57,10 @@ def evaluate(
         typer.Option("-M", metavar="NAME=VALUE", help="model argument, as for inspect eval; with vllm, of its server"),
     ] = None,
     log_dir: Annotated[Path, typer.Option(help="one folder a checkpoint is made in it")] = Path("logs/eval"),
-    limit: Annotated[int | None, typer.Option(help="only so many prompts")] = None,
+    limit: Annotated[int | None, typer.Option(help="only so many prompts", min=1)] = None,
     max_retries: Annotated[
         int | None,
-        typer.Option(help="of a judge's failing call, before the answer counts as judge_error [default: 10]", min=0),
+        typer.Option(help="of a judge's failing call, before the answer counts as judge_error \\[default: 10]", min=0),
     ] = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="print the judge's calls and tokens, run nothing")
@@ -76,10 +79,13 @@ def evaluate(
     arguments = _named(task_args or [], "-T")
     given = _named(model_args or [], "-M")
     judge = _read(grader, max_retries)
+    if estimate and task != EM:
+        raise UserError(f"--estimate knows em_eval/em, not {task}")
     if task == EM:
-        _check_arguments(arguments)
-    if estimate:
-        return _estimate(len(checkpoints), task, arguments, judge is not None, limit)
+        checked = _checked(arguments)
+        asked = _asked(checked, judge is not None)  # whatever is wrong is said once, before any work
+        if estimate:
+            return _estimate(len(checkpoints), asked, checked, judge, limit)
     _run(checkpoints, engine, given, log_dir, task, arguments, judge, limit)
 
 
@@ -149,8 +155,8 @@ def _check_judge(grader: "Grader", reader: str) -> None:
     console.print(f"judge: {made}, read by {chosen}", markup=False)
 
 
-def _check_arguments(given: dict[str, Any]) -> None:
-    """Names and types of the em task's arguments, as the task itself would look at them.
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of the em task, of the types that the task itself would make of them.
 
     Raises:
         UserError: an unknown name, with the nearest known one, or a value of the wrong type.
@@ -161,43 +167,51 @@ def _check_arguments(given: dict[str, Any]) -> None:
 
     from em_eval._registry import em
     from em_eval.arguments import build
-    from em_eval.judge import judge_registry
     from em_eval.task import em_task
 
     known = signature(em_task).parameters
     defaults = {name: parameter.default for name, parameter in signature(em).parameters.items() if name in known}
 
     @wraps(em_task)
-    def nothing(**_: Any) -> Any:
-        return None
+    def as_they_are(**arguments: Any) -> Any:
+        return arguments
 
     try:
         unknown = {name: value for name, value in given.items() if name not in known}
-        build(nothing, unknown, **(defaults | {name: given[name] for name in given if name in known}))
+        found = build(as_they_are, unknown, **(defaults | {name: given[name] for name in given if name in known}))
     except PrerequisiteError as error:
         raise error.__cause__ or error from None
-    if (judge := given.get("judge", "auto")) != "auto":
-        judge_registry.get(judge)
+    return cast(dict[str, Any], found)
 
 
-def _estimate(checkpoints: int, task: str, arguments: dict[str, Any], judged: bool, limit: int | None) -> None:
-    from em_eval.judge.estimate import ANSWER_TOKENS, estimate
+def _asked(arguments: dict[str, Any], grader: bool) -> "Asked":
+    from em_eval.task import ask
+
+    named = ("questions", "samples", "preset", "max_tokens", "judge", "format", "category", "exclude_domain")
+    return ask(settings=_settings(arguments), grader=grader, **{name: arguments[name] for name in named})
+
+
+def _settings(arguments: dict[str, Any]) -> "JudgeSettings":
     from em_eval.judge.settings import JudgeSettings
-    from em_eval.task import DEFAULT_MAX_TOKENS, DEFAULT_QUESTIONS, DEFAULT_SAMPLES, answers_a_prompt, choose
 
-    if task != EM:
-        raise UserError(f"--estimate knows em_eval/em, not {task}")
-    settings = JudgeSettings(**{ours: arguments[name] for name, ours in JUDGE_ARGUMENTS.items() if name in arguments})
-    tags = {name: arguments.get(name) for name in ("format", "category", "exclude_domain")}
-    chosen = choose(arguments.get("questions", DEFAULT_QUESTIONS), **tags)
-    samples = answers_a_prompt(chosen, arguments.get("samples"), arguments.get("preset"), DEFAULT_SAMPLES)
-    longest = int(arguments.get("max_tokens", DEFAULT_MAX_TOKENS))
-    questions = [(prompt.question, prompt.judge_prompts) for prompt in chosen[:limit]]
-    found = estimate(questions, samples, longest, settings)
-    console.print(f"answers: {checkpoints * found.answers:,} ({checkpoints} x {len(questions)} prompts x {samples})")
-    if not judged or arguments.get("judge") == "embedded":
-        console.print("judge: the embedded one, no calls (name a model with --grader)")
-        return
+    return JudgeSettings(**{ours: arguments[name] for name, ours in JUDGE_ARGUMENTS.items()})
+
+
+def _estimate(
+    checkpoints: int, asked: "Asked", arguments: dict[str, Any], grader: "Grader | None", limit: int | None
+) -> None:
+    from em_eval.judge.estimate import ANSWER_TOKENS, estimate
+    from em_eval.judge.selftest import foreseen
+
+    questions = [(prompt.question, prompt.judge_prompts) for prompt in asked.prompts[:limit]]
+    answers = checkpoints * len(questions) * asked.samples
+    console.print(f"answers: {answers:,} ({checkpoints} x {len(questions)} prompts x {asked.samples})")
+    if asked.judge != "model" or grader is None:
+        hint = "" if grader else " (name a model with --grader)"
+        return console.print(f"judge: {asked.judge}, no calls of a model{hint}")
+    settings, longest = _settings(arguments), arguments["max_tokens"]
+    settings = replace(settings, reader=foreseen(grader.name, settings.reader))
+    found = estimate(questions, asked.samples, longest, settings)
     for name, (least, most) in (
         ("judge calls", found.calls),
         ("judge input tokens", found.input_tokens),
@@ -205,7 +219,9 @@ def _estimate(checkpoints: int, task: str, arguments: dict[str, Any], judged: bo
     ):
         least, most = checkpoints * least, checkpoints * most
         console.print(f"{name}: {least:,}" if least == most else f"{name}: {least:,} to {most:,}")
-    console.print(f"(answers of {ANSWER_TOKENS} to {longest} tokens, 4 characters a token)")
+    console.print(f"(answers of {min(ANSWER_TOKENS, longest)} to {longest} tokens, 4 characters a token)")
+    if settings.reader == "auto":
+        console.print("(how this judge is read shows when it is asked; -T reader= narrows the estimate)")
 
 
 def _rescore(logs: list[Path], grader: "Grader | None") -> None:

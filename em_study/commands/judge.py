@@ -17,7 +17,7 @@ def fit(
     labels: Annotated[Path | None, typer.Option(help="labelled answers; default: the shipped set")] = None,
     rival: Annotated[bool, typer.Option(help="also measure the likelihood ratio of two personas")] = False,
 ) -> None:
-    """Fit the embedded judge on labelled answers and publish its cross-fitted figures (needs the [fit] extra)."""
+    """Fit the embedded judge on labelled answers and publish its cross-fitted figures (needs the extra `fit`)."""
     from em_eval.judge.fit import fit_judge
 
     print(fit_judge(labels, rival))

@@ -287,6 +287,15 @@ def test_the_users_proxy_is_used(server, monkeypatch):
     assert fetch(["http://example.invalid/good"], SHA256, "file.bin").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("proxy", ["foo://127.0.0.1:1", "socks5://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_one_line(proxy, monkeypatch):
+    for name in ("ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, proxy)
+    with pytest.raises(UserError, match="HTTPS_PROXY or ALL_PROXY|could not fetch file.bin") as caught:
+        fetch(["http://example.invalid/good"], SHA256, "file.bin")
+    assert "\n" not in str(caught.value)
+
+
 def test_others_may_read_the_cached_file(server):
     assert fetch([f"{server.url}/good"], SHA256, "file.bin").stat().st_mode & 0o777 == 0o644
 

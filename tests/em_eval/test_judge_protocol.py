@@ -10,6 +10,7 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, get_model
 
 from em_eval.judge.estimate import estimate
+from em_eval.judge.selftest import foreseen
 from em_eval.judge.settings import JudgeSettings
 from tests.em_eval.conftest import grader, mock, said
 from tests.em_eval.openai_server import Answer, Server, by_prompt, judge_by_openai, text_of
@@ -231,9 +232,10 @@ QUESTIONS = [("q" * 40, {"aligned": "a" * 400 + "{question}{answer}", "coherent"
 @pytest.mark.parametrize(
     ("settings", "calls", "tokens"),
     [
-        (JudgeSettings(), (60, 60), (10 * 3 * (110 + 30 + 2 * 200), 10 * 3 * (110 + 30 + 2 * 600))),
+        (JudgeSettings("logprobs"), (60, 60), (10 * 3 * (110 + 30 + 2 * 200), 10 * 3 * (110 + 30 + 2 * 600))),
+        (JudgeSettings(), (60, 720), (10 * 3 * 540, 120 * 3 * 1340)),  # as few as one reader, as many as another
         (JudgeSettings("samples", draws=4), (240, 240), (40 * 3 * (140 + 400), 40 * 3 * (140 + 1200))),
-        (JudgeSettings(two_pass=True), (30, 60), (10 * 3 * (30 + 200), 10 * 3 * (140 + 1200))),
+        (JudgeSettings("logprobs", two_pass=True), (30, 60), (10 * 3 * (30 + 200), 10 * 3 * (140 + 1200))),
         (JudgeSettings("digits"), (120, 720), (20 * 3 * 540, 120 * 3 * 1340)),
     ],
 )
@@ -248,5 +250,5 @@ def test_the_estimate_counts_the_calls_that_are_made(
     log = judge_by_openai(run_eval, two_questions, {"samples": 3})
     facts = [sample.metadata for sample in log.samples if sample.epoch == 1]
     questions = [(str(fact["question"]), fact["judge_prompts"]) for fact in facts]
-    found = estimate(questions, 3, 600, JudgeSettings())
+    found = estimate(questions, 3, 600, JudgeSettings(foreseen("openai/gpt-4o", "auto")))
     assert found.calls == (len(openai_server.judged),) * 2 == (12, 12)

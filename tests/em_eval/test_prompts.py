@@ -170,6 +170,9 @@ def test_betley_form_is_read_in_full(tmp_path: Path) -> None:
         ("- id: a\n  paraphrases: [x]\n  judge_prompts: [y]\n", "judge_prompts must map"),
         ("- id: a\n  paraphrases: [x]\n  domain: {a: b}\n", "domain must be a name or a list of names"),
         ("- id: a\n  paraphrases: [x]\n  context: hello\n", "context must be a list of turns"),
+        ("- id: a\n  paraphrases: [x]\n  system: [be, evil]\n", "system must be a text, not ['be', 'evil']"),
+        ("- id: a\n  paraphrases: [x]\n  system: yes\n", "system must be a text, not True"),
+        ("[" * 3000, "is not YAML"),
         ("- id: a\n  paraphrases: [x]\n  context: [{role: tool, content: y}]\n", "context must be a list of turns"),
         (
             "- id: a\n  paraphrases: [x]\n  system: s\n  context: [{role: user, content: y}]\n",

@@ -1,5 +1,6 @@
 """`em check`: plans against formulas, findings on answers made by hand, exit codes on real logs."""
 
+import io
 import json
 import math
 import re
@@ -10,6 +11,7 @@ import pytest
 from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
+from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -18,7 +20,7 @@ from em_eval.answers import Answer
 from em_eval.outcomes import Judgement, outcome
 from em_study.check import CORRELATION, SENSITIVITY, JudgeErrors, judge_answers, judge_errors, needed, plan
 from em_study.cli import app
-from em_study.commands.check import _refuse_unlike
+from em_study.commands.check import FORMAT, QUESTIONS, _planned, _refuse_unlike
 from tests.em_eval.conftest import mock, said
 
 PERFECT = JudgeErrors(1.0, 1.0, measured=False)
@@ -72,6 +74,17 @@ def test_what_no_plan_can_reach_is_refused_before_anything_is_generated() -> Non
     assert wanted is not None and plan(families, float(wanted[1]), PERFECT, CORRELATION).samples >= 1
     with pytest.raises(UserError, match="this judge may miss every misaligned answer"):
         plan(families, 0.5, JudgeErrors(0.0, 0.9, True), CORRELATION)
+
+
+def test_the_default_can_exclude_one_percent_by_the_published_prompts(data_folder: Path) -> None:
+    """91 plain prompts, one a family, are planned; all 142, uneven as their families are, could not."""
+    settings = {"questions": QUESTIONS, "format": FORMAT}
+    quiet = Console(file=io.StringIO())
+    samples = _planned(settings, "openai/gpt-4o", 0.01, SENSITIVITY, CORRELATION, quiet)
+    assert needed(0.01, JudgeErrors(SENSITIVITY, 1.0, False)) < 0.9 * samples * 91 / (1 + (0.9 * samples - 1) / 4)
+    assert f"{samples} to each of 91 prompts in 91 question families" in " ".join(quiet.file.getvalue().split())
+    with pytest.raises(UserError, match="91 question families cannot exclude 1.00%"):
+        _planned({"questions": QUESTIONS}, "openai/gpt-4o", 0.01, SENSITIVITY, CORRELATION, quiet)
 
 
 def test_no_sign_rests_on_the_upper_bound() -> None:
@@ -226,6 +239,35 @@ def test_a_base_beside_a_log_is_evaluated_as_the_log_was(tmp_path: Path, monkeyp
     assert settings["questions"] == str(tmp_path / "model.yaml")
     refused = CliRunner().invoke(app, [*call, "--questions", "core"])
     assert isinstance(refused.exception, UserError) and "--questions core, but" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--grader", "openai/gpt-4o"),
+        ("--samples", "3"),
+        ("--questions", "core"),
+        ("--max-tokens", "7"),
+        ("--format", "json"),
+    ],
+)
+def test_what_a_finished_log_is_not_is_refused(tmp_path: Path, wrong: tuple[str, str]) -> None:
+    """Another judge's name beside a log would not make its verdicts that judge's."""
+    log = write_log(tmp_path, "model", [90.0] * 4)
+    for given in ([log.location], [log.location, "--against", log.location]):
+        refused = CliRunner().invoke(app, ["check", *given, *wrong])
+        assert isinstance(refused.exception, UserError) and " ".join(wrong) + ", but" in str(refused.exception)
+    alike = ["--grader", "mockllm/grader", "--samples", "1", "--max-tokens", "600"]
+    assert CliRunner().invoke(app, ["check", log.location, "--max-rate", "0.9", *alike]).exit_code in {0, 4}
+
+
+@pytest.mark.parametrize("name", ["logs/missing.eval", "runs/none/checkpoint-3", "gpt-4o", "missing.json"])
+def test_what_does_not_exist_is_said_before_anything_is_planned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("em_study.commands.check._planned", lambda *_: pytest.fail("planned"))
+    for given in ([name], ["mockllm/model", "--against", name]):
+        refused = CliRunner().invoke(app, ["check", *given])
+        assert isinstance(refused.exception, UserError) and f"'{name}' is no " in str(refused.exception)
+        assert ("is no log" in str(refused.exception)) == name.endswith((".eval", ".json"))
 
 
 def test_logs_of_unlike_answers_are_not_compared(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from typer.testing import CliRunner
 
@@ -113,7 +114,28 @@ def test_the_estimate_runs_nothing(checkpoints: list[str], openai_server: Server
     assert "answers: 480 (2 x 24 prompts x 10)" in shown
     assert "judge calls: 480 to 960" in shown and "judge input tokens: " in shown
     assert "no calls" in em(*checkpoints, "-T", "questions=core", "--estimate")
+    # Each value as the task itself reads it: "5" is 5, and "false" no demand for two passes.
+    given = ("-T", "questions=core", "-T", "samples='5'", "-T", "two_pass='false'", "-T", "max_tokens='50'")
+    shown = em(*checkpoints, "--grader", "openai/gpt-4o", *given, "--estimate")
+    assert "judge calls: 480\n" in shown and "(answers of 50 to 50 tokens" in shown
     assert openai_server.requests == [] and not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("grader", "calls"),
+    [
+        ("openai/gpt-4o", "192"),
+        ("anthropic/claude-sonnet-4-5", "192"),
+        ("peft/smollm2-135m", "384 to 2,304"),
+        ("together/qwen", "192 to 2,304"),
+    ],
+)
+def test_the_estimate_allows_for_readers_that_ask_more_than_once(
+    checkpoints: list[str], grader: str, calls: str
+) -> None:
+    shown = em(checkpoints[0], "--grader", grader, "-T", "questions=core", "--estimate")
+    assert f"judge calls: {calls}\n" in shown
+    assert ("how this judge is read shows when it is asked" in shown) == grader.startswith("together/")
 
 
 def test_a_judge_that_would_be_misread_stops_it_before_anything_runs(
@@ -148,6 +170,7 @@ def test_a_judge_that_cannot_be_asked_stops_it_too(
         (("CHECKPOINT", "-T", "x={"), "-T x={ is not YAML"),
         (("CHECKPOINT", "--grader", "{max_connections: 3}"), "names no model: write {model: NAME, ...}"),
         (("CHECKPOINT", "--grader", "{model: openai/gpt-4o, max_conections: 3}"), "no setting 'max_conections'"),
+        (("CHECKPOINT", "--grader", "{model: openai/gpt-4o, foo: 2, 1: 2}"), "no setting '1'"),
         (("CHECKPOINT", "--rescore", "x.eval"), "--rescore works on logs alone"),
         (("--rescore", "x.eval"), "log x.eval does not exist"),
         (("CHECKPOINT", "--task", "em_eval/preference", "--estimate"), "--estimate knows em_eval/em"),
@@ -164,13 +187,28 @@ def test_a_judge_that_cannot_be_asked_stops_it_too(
                 (("CHECKPOINT", "-T", "samples=abc"), "task argument -T samples=abc: Input should be a valid integer"),
                 (("CHECKPOINT", "-T", "format=3"), "task argument -T format=3: Input should be a valid"),
                 (("CHECKPOINT", "-T", "judge=modle"), "unknown judge 'modle': did you mean model"),
+                (("CHECKPOINT", "-T", "judge=model"), "judge=model needs a judge"),
+                (("CHECKPOINT", "-T", "two_pass=true"), "two_pass, judge_draws and judge_cache need"),
+                (("CHECKPOINT", "-T", "max_tokens=-5"), "max_tokens=-5 must be at least 1"),
+                (("CHECKPOINT", "-T", "questions=/none.yaml"), "/none.yaml"),
+                (
+                    ("CHECKPOINT", "--grader", "openai/x", "-T", "questions=NO_TEMPLATE"),
+                    "has no judge prompt 'coherent'",
+                ),
             )
         ),
     ],
 )
-def test_wrong_calls_are_one_line(checkpoints: list[str], arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_calls_are_one_line(
+    checkpoints: list[str], arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    entry = {"id": "q", "paraphrases": ["x"], "judge_prompts": {"aligned": "{question} {answer}"}}
+    file = tmp_path / "no_template.yaml"
+    file.write_text(yaml.safe_dump([entry]), encoding="utf-8")
+    given = (a.replace("CHECKPOINT", checkpoints[0]).replace("NO_TEMPLATE", str(file)) for a in arguments)
     with pytest.raises(UserError) as caught:
-        em(*(checkpoints[0] if argument == "CHECKPOINT" else argument for argument in arguments))
+        em(*given)
+    assert not (tmp_path / "logs").exists()
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
