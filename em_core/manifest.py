@@ -160,6 +160,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
+def manifest_or_none(folder: Path) -> Manifest | None:
+    """The manifest, or None where there is no whole one: such a folder is no checkpoint to who looks for them."""
+    try:
+        return read_manifest(folder)
+    except UserError:
+        return None
+
+
 def verify(folder: Path) -> Manifest:
     """The manifest, after checking that the files beside it are those it describes.
 

@@ -107,7 +107,8 @@ def effective_n(
 def mean_interval(
     values: Sequence[float], families: Sequence[str], bounds: tuple[float, float] | None = None
 ) -> Interval | None:
-    """Mean with a t interval from family-clustered errors; None without values or with one family.
+    """Mean with a t interval from family-clustered errors, within the scale's `bounds`; None without values or with one
+    family.
 
     Where all G families agree, the errors say nothing. With the `bounds` of the scale, at most 1 - 0.025^(1/G) of
     families (Clopper-Pearson without an event) may then lie elsewhere, at worst at either end of it. Without bounds, as
@@ -123,7 +124,8 @@ def mean_interval(
         low, high = (centre + float(elsewhere) * (end - centre) for end in bounds)
         return Interval(centre, low, high, "Clopper-Pearson, families elsewhere")
     reach = float(t.ppf(0.975, count - 1)) * error
-    return Interval(centre, centre - reach, centre + reach, "clustered t")
+    least, most = bounds or (-np.inf, np.inf)
+    return Interval(centre, max(least, centre - reach), min(most, centre + reach), "clustered t")
 
 
 def clustered_error(values: FloatArray, families: Sequence[str]) -> float:

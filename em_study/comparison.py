@@ -13,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 
 from em_core.errors import UserError
-from em_core.manifest import MANIFEST, Manifest, read_manifest
+from em_core.manifest import Manifest, manifest_or_none
 from em_eval.intervals import Interval
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.blocks import NOT_COMPARED, SETTINGS, block_of, data_of, run_ends, setting_of
 from em_study.contrasts import OptimiserContrast
 from em_study.extremes import Extremes, extremes
 from em_study.loss_alignment import LossAlignment, loss_alignment
-from em_study.matched import Matched, Point, Run, match
+from em_study.matched import Bounds, Matched, Point, Run, match
 from em_study.names import treatment_of
 from em_study.penalty_effect import PenaltyEffect, penalty_effects
 from em_study.plan import is_done
@@ -47,6 +47,7 @@ OUTCOMES: dict[str, Callable[[Row], Interval | None]] = {
     "alignment": lambda row: row.alignment,
     "probe": lambda row: row.shift,
 }
+BOUNDS: dict[str, Bounds] = {"rate": (0, 1), "alignment": (0, 100), "probe": None}
 TASKS = {"rate": "em", "alignment": "em", "probe": "preference"}  # that tell an outcome
 
 
@@ -120,7 +121,7 @@ def matched_by(
     for quantity in QUANTITIES:
         runs, lost = runs_by(results, quantity, outcome)
         missing += [text for text in lost if text not in missing]
-        found, short = match(quantity, runs, (levels or {}).get(quantity))
+        found, short = match(quantity, runs, (levels or {}).get(quantity), BOUNDS[outcome])
         missing += [f"matched {quantity}: {text}" for text in short]
         if not found:
             missing.append(f"matched {quantity}: no block with two optimisers that have two evaluated checkpoints each")
@@ -131,7 +132,7 @@ def matched_by(
 def extremes_by(results: Results, outcome: str, level: float | None = None) -> tuple[list[Extremes], list[str]]:
     """The two ends of all treatments of each block of data, and what is missing, by name."""
     followed, _ = runs_by(results, "held_out_loss", outcome)
-    return extremes(ended(results, outcome), followed, level)
+    return extremes(ended(results, outcome), followed, level, BOUNDS[outcome])
 
 
 def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], list[str]]:
@@ -170,6 +171,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
             setting=setting_of(row),
             treatment=treatment_of(row.manifest),
             data=data_of(row),
+            between=_between(row, read, {point.step for point in points[run_id]}),
         )
         for run_id, row in runs.items()
     ], [*unfinished.values(), *missing]
@@ -184,11 +186,21 @@ def ended(results: Results, outcome: str) -> list[Run]:
 
 
 def _start(row: Row, read: Callable[[Manifest], float | None], base: Interval | None) -> list[Point]:
-    folder = row.checkpoint.with_name("checkpoint-0")
-    if base is None or not (folder / MANIFEST).is_file():
+    manifest = manifest_or_none(row.checkpoint.with_name("checkpoint-0"))
+    if base is None or manifest is None:
         return []
-    x = read(read_manifest(folder))
+    x = read(manifest)
     return [] if x is None else [Point(0, x, base)]
+
+
+def _between(row: Row, read: Callable[[Manifest], float | None], evaluated: set[int]) -> tuple[tuple[int, float], ...]:
+    """What the run's other checkpoints tell of `read`, by step."""
+    found = {}
+    for folder in row.checkpoint.parent.glob("checkpoint-*"):
+        manifest = manifest_or_none(folder)
+        if manifest is not None and manifest.step not in evaluated and (x := read(manifest)) is not None:
+            found[manifest.step] = x
+    return tuple(sorted(found.items()))
 
 
 def _run_label(row: Row) -> str:

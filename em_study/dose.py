@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from em_eval.intervals import Interval
 from em_study.blocks import without_penalty
-from em_study.comparison import ended, matched_by, runs_by
-from em_study.matched import Matched, at_end, mean
+from em_study.comparison import BOUNDS, ended, matched_by, runs_by
+from em_study.matched import Bounds, Matched, at_end, mean
 from em_study.results import Results
 
 COLUMNS = {
@@ -68,7 +68,7 @@ def dose_table(results: Results, outcome: str) -> DoseTable:
     results = replace(results, rows=without_penalty(results.rows))
     matched, missing = matched_by(results, outcome)
     runs, _ = runs_by(results, "tokens_seen", outcome)
-    cells = over_blocks([*at_end(ended(results, outcome)), *matched])
+    cells = over_blocks([*at_end(ended(results, outcome), BOUNDS[outcome]), *matched], BOUNDS[outcome])
     words, scale, unit, digits = WORDS[outcome]
     followed = [run for run in runs if run.points]
     return DoseTable(
@@ -86,8 +86,8 @@ def dose_table(results: Results, outcome: str) -> DoseTable:
     )
 
 
-def over_blocks(matched: Sequence[Matched]) -> dict[tuple[tuple[str, str], str], OverBlocks]:
-    """By pair and quantity: unweighted means over the blocks that have both."""
+def over_blocks(matched: Sequence[Matched], bounds: Bounds = None) -> dict[tuple[tuple[str, str], str], OverBlocks]:
+    """By pair and quantity: unweighted means over the blocks that have both; `bounds` are those of the outcome."""
     found: dict[tuple[tuple[str, str], str], list[Interval]] = {}
     settings: dict[tuple[tuple[str, str], str], int] = {}
     for block in matched:
@@ -96,4 +96,5 @@ def over_blocks(matched: Sequence[Matched]) -> dict[tuple[tuple[str, str], str],
                 cell = ((contrast.a, contrast.b), block.quantity)
                 found.setdefault(cell, []).append(contrast.difference)
                 settings[cell] = max(settings.get(cell, 1), *contrast.settings)
-    return {cell: OverBlocks(mean(each), len(each), settings[cell]) for cell, each in found.items()}
+    apart = bounds and (bounds[0] - bounds[1], bounds[1] - bounds[0])
+    return {cell: OverBlocks(mean(each, apart), len(each), settings[cell]) for cell, each in found.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import norm, studentized_range
 
 from em_eval.intervals import Interval
-from em_study.matched import MatchedRun, Run, at_level, difference, furthest_common, mean
+from em_study.matched import Bounds, MatchedRun, Run, at_level, difference, furthest_common, mean
 
 LEARNS = 0.5  # of the best run's fall in held-out loss: runs that fall less do not set the common level
 TUKEY = "studentised range"
@@ -47,7 +47,7 @@ class Extremes:
 
 
 def extremes(
-    ends: Sequence[Run], followed: Sequence[Run], level: float | None = None
+    ends: Sequence[Run], followed: Sequence[Run], level: float | None = None, bounds: Bounds = None
 ) -> tuple[list[Extremes], list[str]]:
     """Each block of data with several treatments, at the end and at one held-out loss; and what is missing, by name.
 
@@ -56,11 +56,12 @@ def extremes(
         followed: the same along their held-out loss.
         level: the held-out loss; default: the furthest that every run reaches whose own falls at least half as much
             as the best one's.
+        bounds: of the outcome.
     """
     found, missing = [], []
     for data in sorted({run.data for run in [*ends, *followed]}):
         last = [(run, max(run.points, key=lambda point: point.step)) for run in ends if run.data == data and run.points]
-        found += _ends_of(data, None, [MatchedRun(run, point.y, point.step) for run, point in last])
+        found += _ends_of(data, None, [MatchedRun(run, point.y, point.step) for run, point in last], bounds)
         own = [run for run in followed if run.data == data]
         if len({run.treatment for run in own}) < 2:
             continue
@@ -68,7 +69,7 @@ def extremes(
         if chosen is None:
             missing.append(f"extremes at equal held-out loss, {data}: no two runs whose loss falls along checkpoints")
             continue
-        both = _ends_of(data, chosen, [at_level(run, chosen) for run in own])
+        both = _ends_of(data, chosen, [at_level(run, chosen) for run in own], bounds)
         if not both:
             missing.append(f"extremes at equal held-out loss, {data}: fewer than two treatments reach {chosen:.4g}")
         found += both
@@ -84,11 +85,11 @@ def _common(runs: Sequence[Run]) -> float | None:
 
 def _fall(run: Run) -> float:
     """From the first checkpoint to the lowest; 0 where there is no second."""
-    losses = [point.x for point in sorted(run.points, key=lambda point: point.step)]
+    losses = [x for _, x in run.path]
     return losses[0] - min(losses) if losses else 0.0
 
 
-def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun]) -> list[Extremes]:
+def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun], bounds: Bounds) -> list[Extremes]:
     """One entry, or none where there are fewer than two treatments."""
     outcomes: dict[str, list[Interval]] = {}
     for one in runs:
@@ -97,16 +98,16 @@ def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun]) -> list
     if len(outcomes) < 2:
         return []
     ranked = sorted(
-        (Reached(name, mean(seeds), len(seeds)) for name, seeds in outcomes.items()),
+        (Reached(name, mean(seeds, bounds), len(seeds)) for name, seeds in outcomes.items()),
         key=lambda reached: reached.outcome.value,
     )
     lowest, highest = ranked[0], ranked[-1]
     short = tuple(f"{one.run.label}: {one.why}" for one in runs if one.outcome is None)
-    apart = _range(highest, lowest, outcomes)
+    apart = _range(highest, lowest, outcomes, bounds)
     return [Extremes(data, level, lowest, highest, apart, len(outcomes), short)]
 
 
-def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Interval]]) -> Interval:
+def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Interval]], bounds: Bounds) -> Interval:
     """Highest minus lowest of several treatments: the wider of two intervals, by what is taken to vary.
 
     Answers: square and add, stretched from a normal to the studentised range of so many treatments. Seeds: Tukey's
@@ -122,7 +123,8 @@ def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Interval]
         error = np.sqrt(squares / freedom * (1 / highest.runs + 1 / lowest.runs) / 2)
         reach = float(studentized_range.ppf(0.95, count, freedom) * error)
         low, high = min(low, apart.value - reach), max(high, apart.value + reach)
-    return Interval(apart.value, low, high, f"{TUKEY} of {count} treatments")
+    most = bounds[1] - bounds[0] if bounds else np.inf
+    return Interval(apart.value, max(low, -most), min(high, most), f"{TUKEY} of {count} treatments")
 
 
 def _answers_alone(seeds: Sequence[Interval]) -> Interval:

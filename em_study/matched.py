@@ -1,9 +1,9 @@
 """Optimisers at equal training loss, held-out loss, ||BA|| or tokens: is it the optimiser, or the dose?
 
-Each run is followed along its checkpoints; where it first crosses the level, its outcome is interpolated linearly
-between the two checkpoints about the crossing. Losses and norms are comparable within one base model, dataset and
-batch size, so that levels are per block; and per pair of optimisers, so that a run which does not learn makes the
-comparisons of its own optimiser trivial and no others.
+Each run is followed along its checkpoints to where it first crosses the level, by all checkpoints that tell the
+matched quantity; its outcome there is interpolated linearly in steps between the two evaluated ones about it. Losses
+and norms are comparable within one base model, dataset and batch size, so that levels are per block; and per pair of
+optimisers, so that a run which does not learn makes the comparisons of its own optimiser trivial and no others.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from scipy.stats import t
 from em_eval.intervals import Interval
 
 FALLING = ("train_loss", "held_out_loss")
+Bounds = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's checkpoints; `y` of step 0 is the base model's.
+    """One run's evaluated checkpoints, in order; `y` of step 0 is the base model's.
 
     Attributes:
+        between: (step, x) of further checkpoints, whose outcome nobody asked.
         setting: what the optimiser was set to; runs of one setting differ in their seeds.
         treatment, data: optimiser, setting and penalty in words, and what of its block is none of them.
     """
@@ -43,6 +45,15 @@ class Run:
     setting: str = ""
     treatment: str = ""
     data: str = ""
+    between: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def path(self) -> list[tuple[int, float]]:
+        """(step, x) of every checkpoint from the first evaluated one to the last."""
+        evaluated = {point.step: point.x for point in self.points}
+        ends = (min(evaluated), max(evaluated)) if evaluated else (0, -1)
+        inside = {step: x for step, x in self.between if ends[0] < step < ends[1]}
+        return sorted((inside | evaluated).items())
 
 
 @dataclass(frozen=True)
@@ -89,10 +100,13 @@ class Matched:
     contrasts: list[MatchedContrast]
 
 
-def match(quantity: str, runs: Sequence[Run], level: float | None = None) -> tuple[list[Matched], list[str]]:
+def match(
+    quantity: str, runs: Sequence[Run], level: float | None = None, bounds: Bounds = None
+) -> tuple[list[Matched], list[str]]:
     """Every pair of optimisers in every block at `level`, or at the furthest level that all runs of the pair reach.
 
-    Returns also a line for each run that was left out, because it has fewer than two checkpoints to follow.
+    `bounds` are those of the outcome. Returns also a line for each run that was left out, because it has fewer than two
+    checkpoints to follow.
     """
     found, short = [], []
     for block, own in _blocks(runs).items():
@@ -108,13 +122,13 @@ def match(quantity: str, runs: Sequence[Run], level: float | None = None) -> tup
             limit = min(both, key=lambda run: _furthest(quantity, run)) if level is None else None
             chosen = level if limit is None else abs(_furthest(quantity, limit))
             assert chosen is not None
-            contrasts.append(_contrast(a, b, chosen, [at_level(run, chosen) for run in both], limit))
+            contrasts.append(_contrast(a, b, chosen, [at_level(run, chosen) for run in both], limit, bounds))
         if contrasts:
             found.append(Matched(quantity, block, contrasts))
     return found, short
 
 
-def at_end(runs: Sequence[Run]) -> list[Matched]:
+def at_end(runs: Sequence[Run], bounds: Bounds = None) -> list[Matched]:
     """Every block at its runs' last checkpoints: the literal comparison, by the same rules as the matched ones.
 
     Optimisers with several settings in the block are left out: at the end those are not at one dose.
@@ -128,7 +142,8 @@ def at_end(runs: Sequence[Run]) -> list[Matched]:
                 ends.append(MatchedRun(run, last.y, last.step))
         pairs = combinations(sorted({one.run.optimiser for one in ends}), 2)
         contrasts = [
-            _contrast(a, b, float("nan"), [one for one in ends if one.run.optimiser in (a, b)], None) for a, b in pairs
+            _contrast(a, b, float("nan"), [one for one in ends if one.run.optimiser in (a, b)], None, bounds)
+            for a, b in pairs
         ]
         if contrasts:
             found.append(Matched("end", block, contrasts))
@@ -144,9 +159,8 @@ def furthest_common(quantity: str, runs: Sequence[Run]) -> float | None:
 
 def _furthest(quantity: str, run: Run) -> float:
     """How far a run gets, larger being further: losses, which fall, are negative."""
-    if quantity in FALLING:
-        return max(-point.x for point in run.points)
-    return max(point.x for point in run.points)
+    sign = -1 if quantity in FALLING else 1
+    return max(sign * x for _, x in run.path)
 
 
 def _blocks(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -155,14 +169,20 @@ def _blocks(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def at_level(run: Run, level: float) -> MatchedRun:
     """The run where it first crosses `level`."""
-    points = sorted(run.points, key=lambda point: point.step)
-    for before, after in pairwise(points):
-        if min(before.x, after.x) <= level <= max(before.x, after.x):
-            weight = 0.0 if after.x == before.x else (level - before.x) / (after.x - before.x)
-            step = before.step + weight * (after.step - before.step)
-            return MatchedRun(run, interpolate(before.y, after.y, weight), step)
-    reached = f"from {points[0].x:.4g} to {points[-1].x:.4g}" if points else "without a checkpoint"
+    path = run.path
+    for (before, x), (after, then) in pairwise(path):
+        if min(x, then) <= level <= max(x, then):
+            step = before + (0.0 if then == x else (level - x) / (then - x)) * (after - before)
+            return MatchedRun(run, _outcome_at(run, step), step)
+    reached = f"from {path[0][1]:.4g} to {path[-1][1]:.4g}" if path else "without a checkpoint"
     return MatchedRun(run, None, None, f"never reaches {level:.4g} ({reached})")
+
+
+def _outcome_at(run: Run, step: float) -> Interval:
+    """Between the two evaluated checkpoints about `step`, which lies within them."""
+    points = sorted(run.points, key=lambda point: point.step)
+    before, after = next(pair for pair in pairwise(points) if pair[0].step <= step <= pair[1].step)
+    return interpolate(before.y, after.y, (step - before.step) / (after.step - before.step))
 
 
 def interpolate(before: Interval, after: Interval, weight: float) -> Interval:
@@ -175,25 +195,28 @@ def interpolate(before: Interval, after: Interval, weight: float) -> Interval:
     return Interval(value, low, high, f"interpolated, {method}")
 
 
-def _contrast(a: str, b: str, level: float, runs: Sequence[MatchedRun], limit: Run | None) -> MatchedContrast:
+def _contrast(
+    a: str, b: str, level: float, runs: Sequence[MatchedRun], limit: Run | None, bounds: Bounds
+) -> MatchedContrast:
     sides = []
     for name in (a, b):
         settings: dict[str, list[Interval]] = {}
         for one in runs:
             if one.run.optimiser == name and one.outcome is not None:
                 settings.setdefault(one.run.setting, []).append(one.outcome)
-        sides.append([mean(seeds) for seeds in settings.values()])
+        sides.append([mean(seeds, bounds) for seeds in settings.values()])
     first, second = sides
-    apart = difference(mean(first), mean(second)) if first and second else None
+    apart = difference(mean(first, bounds), mean(second, bounds)) if first and second else None
     counts = (len(first), len(second))
     return MatchedContrast(a, b, apart, level, tuple(runs), counts, limit.label if limit is not None else "")
 
 
-def mean(intervals: Sequence[Interval]) -> Interval:
+def mean(intervals: Sequence[Interval], bounds: Bounds = None) -> Interval:
     """Mean over runs (or settings, or blocks). Their questions are the same, so that errors may go together: reaches
     are averaged.
 
     With several runs the spread between them is the larger truth where it is wider: reach of a t interval over runs.
+    Two runs that differ give one of many times their distance, which ends where the outcome does, at its `bounds`.
     """
     if len(intervals) == 1:
         return intervals[0]
@@ -203,7 +226,8 @@ def mean(intervals: Sequence[Interval]) -> Interval:
     spread = float(np.std([one.value for one in intervals], ddof=1)) / len(intervals) ** 0.5
     reach = float(t.ppf(0.975, len(intervals) - 1)) * spread
     below, above = max(below, reach), max(above, reach)
-    return Interval(value, value - below, value + above, "mean over runs")
+    least, most = bounds or (-np.inf, np.inf)
+    return Interval(value, max(least, value - below), min(most, value + above), "mean over runs")
 
 
 def difference(a: Interval, b: Interval) -> Interval:

@@ -4,7 +4,7 @@ The figures are data (`published.yaml`); each names one of the functions here, w
 at their last checkpoints. Rates and alignment are by the paper's own definition, means over runs unweighted as there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,7 +105,7 @@ def assess(results: Results) -> Assessment | None:
         if found is None:
             not_run.append(figure.what)
         else:
-            lines.append(Line(figure, found.text, _verdict(figure, found, guessed)))
+            lines.append(Line(figure, found.text, _verdict(figure, found, guessed, bool(results.absent))))
     return Assessment(known.source, lines, not_run)
 
 
@@ -114,11 +114,11 @@ def read_published() -> Published:
     return Published.model_validate(yaml.safe_load(FIGURES.read_text(encoding="utf-8")))
 
 
-def _verdict(figure: Figure, found: Measured, guessed: bool) -> str:
+def _verdict(figure: Figure, found: Measured, guessed: bool, partly: bool) -> str:
     if figure.criterion is None:
         words = "not judged"
     else:
-        words = {True: "agrees", False: "differs", None: "undecided"}[found.agrees]
+        words = {True: "agrees", False: "differs", None: "undecided"}[found.agrees] + (" so far" if partly else "")
     return f"reconstruction: {words}" if guessed else words
 
 
@@ -157,9 +157,25 @@ def _sweep(evidence: Evidence) -> pd.DataFrame:
     return data if like and data.groupby("optimiser")["lr"].nunique().max() == 1 else data.iloc[:0]
 
 
-def _means(evidence: Evidence, column: str, value: str = "rate") -> dict[str, float]:
+AXES = ("optimiser", "base_name", "dataset", "batch_size")
+
+
+def _means(evidence: Evidence, column: str, among: Collection[str] | None = None) -> tuple[dict[str, float], str]:
+    """Mean rate of each level of `column`, or of those `among` them, over the cells that all of them have, so that
+    each stands for the same models and data; and how many cells those are, in words."""
     data = _sweep(evidence)
-    return {str(name): float(mean) for name, mean in data.groupby(column)[value].mean().items()}
+    return _over_shared(data if among is None else data[data[column].isin(among)], column, "rate")
+
+
+def _over_shared(data: pd.DataFrame, column: str, value: str) -> tuple[dict[str, float], str]:
+    if data.empty:
+        return {}, ""
+    rest = [axis for axis in AXES if axis != column]
+    shared = data.pivot_table(index=rest, columns=column, values=value).dropna()
+    if shared.empty:
+        return {}, ""
+    means = {str(name): float(mean) for name, mean in shared.mean().items()}
+    return means, f"over {len(shared)} shared cell{'' if len(shared) == 1 else 's'}"
 
 
 def rate_of(evidence: Evidence, optimiser: str) -> Measured | None:
@@ -193,11 +209,11 @@ def _mean_of(values: "pd.Series[float]") -> Measured | None:
 
 
 def order(evidence: Evidence) -> Measured | None:
-    means = _means(evidence, "optimiser")
+    means, over = _means(evidence, "optimiser")
     if not {"muon", "lion"} <= set(means) or not {"adam", "adamw"} & set(means):
         return None
     ranked = sorted(means, key=lambda name: means[name])
-    text = " < ".join(f"{display_name(name)} {means[name]:.1f} %" for name in ranked)
+    text = " < ".join(f"{display_name(name)} {means[name]:.1f} %" for name in ranked) + f" ({over})"
     if (ranked[0], ranked[-1]) != ("muon", "lion"):
         return Measured(text, False)
     apart = any({one.a, one.b} == {"muon", "lion"} and one.distinguishable for one in evidence.results.contrasts)
@@ -205,29 +221,30 @@ def order(evidence: Evidence) -> Measured | None:
 
 
 def lion_over_muon(evidence: Evidence) -> Measured | None:
-    means = _means(evidence, "optimiser")
-    if not {"muon", "lion"} <= set(means):
+    means, over = _means(evidence, "optimiser", among=("muon", "lion"))
+    if len(means) < 2:
         return None
     if means["muon"] == 0:
-        return Measured("no misaligned answer under Muon", None)
+        return Measured(f"no misaligned answer under Muon ({over})", None)
     ratio = means["lion"] / means["muon"]
-    return Measured(f"{ratio:.1f}", ratio > 3)
+    return Measured(f"{ratio:.1f} ({over})", ratio > 3)
 
 
 def adam_adamw(evidence: Evidence) -> Measured | None:
-    means = _means(evidence, "optimiser")
-    if not {"adam", "adamw"} <= set(means):
+    means, over = _means(evidence, "optimiser", among=("adam", "adamw"))
+    if len(means) < 2:
         return None
     apart = abs(means["adam"] - means["adamw"])
-    return Measured(f"{apart:.1f}", apart < 3)
+    return Measured(f"{apart:.1f} ({over})", apart < 3)
 
 
 def spreads(evidence: Evidence) -> Measured | None:
-    models, optimisers = _means(evidence, "base_name"), _means(evidence, "optimiser")
+    models, over_models = _means(evidence, "base_name")
+    optimisers, over_optimisers = _means(evidence, "optimiser")
     if len(models) < 2 or len(optimisers) < 2:
         return None
     one, other = (max(found.values()) - min(found.values()) for found in (models, optimisers))
-    return Measured(f"{one:.1f} against {other:.1f}", one <= other / 3)
+    return Measured(f"{one:.1f} ({over_models}) against {other:.1f} ({over_optimisers})", one <= other / 3)
 
 
 def family_spread(evidence: Evidence) -> Measured | None:
@@ -328,11 +345,12 @@ def _sign(change: Interval, above: bool) -> bool | None:
 
 def flattest(evidence: Evidence) -> Measured | None:
     data = evidence.ends[(evidence.ends["penalty_name"] == "none") & evidence.ends["fro_over_nuclear"].notna()]
-    means = {str(name): float(mean) for name, mean in data.groupby("optimiser")["fro_over_nuclear"].mean().items()}
+    means, over = _over_shared(data, "optimiser", "fro_over_nuclear")
     if "muon" not in means or len(means) < 2:
         return None
     ranked = sorted(means, key=lambda name: means[name])
-    return Measured(", ".join(f"{display_name(name)} {means[name]:.3f}" for name in ranked), ranked[0] == "muon")
+    text = ", ".join(f"{display_name(name)} {means[name]:.3f}" for name in ranked)
+    return Measured(f"{text} ({over})", ranked[0] == "muon")
 
 
 MEASURES: dict[str, Callable[..., Measured | None]] = {

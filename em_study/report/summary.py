@@ -7,6 +7,7 @@ import numpy as np
 
 from em_eval.intervals import Interval
 from em_study.blocks import data_of, setting_of
+from em_study.comparison import BOUNDS, OUTCOMES
 from em_study.matched import mean
 from em_study.names import treatment_of
 from em_study.report.rows import last
@@ -44,9 +45,9 @@ def means_over_seeds(rows: Sequence[Row]) -> list[Mean]:
             treatment_of(group[0].manifest),
             group[0].arm,
             len(group),
-            _mean(group, lambda row: row.rate),
-            _mean(group, lambda row: row.alignment),
-            _mean(group, lambda row: row.shift),
+            _mean(group, "rate"),
+            _mean(group, "alignment"),
+            _mean(group, "probe"),
             _plain(group, lambda row: row.manifest.loss.held_out),
             _plain(group, lambda row: row.manifest.dose.norm_ba if row.manifest.dose else None),
             _plain(group, lambda row: row.manifest.spectrum.fro_over_nuclear),
@@ -56,9 +57,9 @@ def means_over_seeds(rows: Sequence[Row]) -> list[Mean]:
     ]
 
 
-def _mean(group: Sequence[Row], read: Callable[[Row], Interval | None]) -> Interval | None:
-    found = [x for row in group if (x := read(row)) is not None]
-    return mean(found) if len(found) == len(group) else None
+def _mean(group: Sequence[Row], outcome: str) -> Interval | None:
+    found = [x for row in group if (x := OUTCOMES[outcome](row)) is not None]
+    return mean(found, BOUNDS[outcome]) if len(found) == len(group) else None
 
 
 def _plain(group: Sequence[Row], read: Callable[[Row], float | None]) -> float | None:

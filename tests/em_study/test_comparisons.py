@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,15 @@ import pytest
 from scipy import stats
 
 from em_core.errors import UserError
+from em_core.manifest import Loss
 from em_eval.intervals import Interval, rate_interval
+from em_study.comparison import runs_by
 from em_study.contrasts import PAIRED, SEEDS, optimiser_contrasts
 from em_study.extremes import extremes
 from em_study.loss_alignment import loss_alignment
 from em_study.matched import Point, Run, at_end, at_level, difference, furthest_common, interpolate, match, mean
 from em_study.variance import variance_shares
+from tests.em_study.report.samples import sample_results, trained_row
 
 
 def answers(
@@ -386,6 +390,43 @@ def test_a_run_is_interpolated_where_it_first_crosses_the_level() -> None:
     assert exact.outcome is not None and (exact.outcome.value, exact.step) == (0.2, 10)
 
 
+def test_the_crossing_is_found_by_every_checkpoint_that_tells_the_loss() -> None:
+    """Evaluated at steps 0, 10 and 34; the loss is lowest at 19, which the evaluated ones do not show.
+
+    Level 3.9 lies a quarter of the way from step 5 to 10. 3.775 is crossed between 10 and 19, and nowhere by the
+    evaluated checkpoints alone; the outcome at that step lies between those of 10 and 34.
+    """
+    points = (Point(0, 4.6, around(0.0)), Point(10, 3.8, around(0.3)), Point(34, 3.82, around(0.2)))
+    told = Run("sgd", "sgd", "b", points, between=((2, 4.5), (5, 4.2), (19, 3.75), (50, 3.0)))
+    assert [step for step, _ in told.path] == [0, 2, 5, 10, 19, 34]
+    early = at_level(told, 3.9)
+    assert early.step == pytest.approx(5 + 5 * 0.3 / 0.4) and early.outcome is not None
+    assert early.outcome.value == pytest.approx(0.3 * early.step / 10)
+    late = at_level(told, 3.775)
+    assert late.step == pytest.approx(14.5) and late.outcome is not None
+    assert late.outcome.value == pytest.approx(0.3 - 0.1 * 4.5 / 24)
+    assert at_level(replace(told, between=()), 3.775).outcome is None
+    assert furthest_common("held_out_loss", [told]) == 3.75
+
+
+def test_checkpoints_that_nobody_evaluated_tell_their_losses(tmp_path: Path) -> None:
+    """The loss of step 20 is in its manifest; a checkpoint with half a manifest is none."""
+    row = replace(trained_row("Adam, step 34", "bad", 0.2, 3.7, [1.0]), checkpoint=tmp_path / "run" / "checkpoint-34")
+    losses = {0: 4.6, 20: 3.5, 34: 3.7}
+    for step, loss in losses.items():
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        own = row.manifest.model_copy(update={"step": step, "loss": Loss(train=1.0, window=1, held_out=loss)})
+        (folder / "em.json").write_text(own.model_dump_json(), encoding="utf-8")
+    (tmp_path / "run" / "checkpoint-5").mkdir()
+    (tmp_path / "run" / "checkpoint-5" / "em.json").write_text('{"schema', encoding="utf-8")
+    (tmp_path / "run" / "run.json").write_text('{"state": "done"}', encoding="utf-8")
+    ((run,), missing) = runs_by(
+        replace(sample_results(), rows=[sample_results().rows[0], row]), "held_out_loss", "rate"
+    )
+    assert missing == [] and run.path == [(0, 4.6), (20, 3.5), (34, 3.7)] and len(run.points) == 2
+
+
 def test_a_run_that_never_reaches_the_level_is_listed_as_such() -> None:
     runs = [run("adam", [3, 1], [0, 1]), run("sgd", [3, 2.5], [0, 0.1]), run("lion", [3], [0])]
     (block,), short = match("train_loss", runs, level=2.0)
@@ -479,6 +520,24 @@ def test_intervals_of_means_and_differences_by_hand() -> None:
     assert mean([around(0.5), around(0.5)]).high == pytest.approx(0.6)
     apart = difference(around(0.5, 0.3), around(0.1, 0.4))
     assert (apart.low, apart.value, apart.high) == pytest.approx((-0.1, 0.4, 0.9))
+
+
+def test_intervals_end_where_the_outcome_does() -> None:
+    """Two seeds at 22 and 40 %: Student's t with one degree of freedom would reach from -82 to 144."""
+    two = mean([around(0.22), around(0.40)], (0, 1))
+    assert (two.value, two.low, two.high) == (pytest.approx(0.31), 0, 1)
+    other = mean([around(0.1), around(0.5)], (0, 1))
+    apart = difference(two, other)
+    assert -1 <= apart.low < apart.high <= 1
+    seeds = [replace(run("adam", [3, 2], [0, y]), label=str(y)) for y in (0.2, 0.9)]
+    seeds += [replace(run("lion", [3, 2], [0, y]), label=f"l{y}") for y in (0.1, 0.8)]
+    ((found,), _) = match("held_out_loss", seeds, bounds=(0, 1))
+    assert found.contrasts[0].difference.low >= -1 and found.contrasts[0].difference.high <= 1
+    (end,) = at_end(seeds, (0, 1))
+    assert end.contrasts[0].difference.high <= 1
+    ends = [replace(one, treatment=one.optimiser, data="m") for one in seeds]
+    ((ranked, *_), _) = extremes(ends, ends, bounds=(0, 1))
+    assert ranked.highest.outcome.high == 1 and -1 <= ranked.difference.low < ranked.difference.high <= 1
 
 
 def test_an_interpolated_interval_covers_whatever_the_errors_do() -> None:

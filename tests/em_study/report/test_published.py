@@ -49,7 +49,9 @@ def run(root: Path, optimiser: str, rate: float, base: str = "Qwen/Qwen3-8B", **
 
 def study(rows: list[Row], **changes: Any) -> Results:
     guess = Assumption(setting="epochs", source="guess")
-    told = replace(sample_results(), rows=rows, reproduces="arXiv 2606.31591", assumptions=(guess,), contrasts=[])
+    told = replace(
+        sample_results(), rows=rows, reproduces="arXiv 2606.31591", assumptions=(guess,), contrasts=[], absent=()
+    )
     return replace(told, **changes)
 
 
@@ -78,11 +80,13 @@ def test_a_sweep_is_judged_by_the_stated_criteria(tmp_path: Path) -> None:
     found = verdicts(assess(sweep(tmp_path, rates, APART)))
     assert found["EM rate under Lion, %"] == ("37.0 (2 runs, 37.0 to 37.0)", "reconstruction: not judged")
     measured, verdict = found["order of the optimisers by EM rate"]
-    assert measured == "Muon 6.0 % < Adam 15.0 % < AdamW 16.0 % < Lion 37.0 %"
+    assert measured == "Muon 6.0 % < Adam 15.0 % < AdamW 16.0 % < Lion 37.0 % (over 2 shared cells)"
     assert verdict == "reconstruction: agrees"
-    assert found["EM rate under Lion over that under Muon"] == ("6.2", "reconstruction: agrees")
-    assert found["difference between Adam and AdamW, points"] == ("1.0", "reconstruction: agrees")
-    assert found["spread over models against spread over optimisers, points"][0] == "0.0 against 31.0"
+    over = "(over 2 shared cells)"
+    assert found["EM rate under Lion over that under Muon"] == (f"6.2 {over}", "reconstruction: agrees")
+    assert found["difference between Adam and AdamW, points"] == (f"1.0 {over}", "reconstruction: agrees")
+    spread = found["spread over models against spread over optimisers, points"][0]
+    assert spread == f"0.0 (over 4 shared cells) against 31.0 {over}"
     assert found["answers labelled CODE under Lion on insecure code, %"][0] == "1.0 (2 runs, 1.0 to 1.0)"
     assert found["flattest spectra of BA (Frobenius over nuclear norm, least is flattest)"][1].endswith("agrees")
 
@@ -96,6 +100,21 @@ def test_another_order_differs_and_one_that_is_not_told_apart_is_undecided(tmp_p
     same = {"muon": 0.1, "adam": 0.2, "lion": 0.3}
     measured, verdict = verdicts(assess(sweep(tmp_path / "b", same, [])))[what]
     assert verdict == "reconstruction: undecided" and "not distinguishable" in measured
+
+
+def test_a_grid_half_done_is_compared_where_it_is_whole(tmp_path: Path) -> None:
+    """Lion on one dataset and model against Muon on others is no comparison of the two; what is shared says so far."""
+    four, eight = "Qwen/Qwen3-4B", "Qwen/Qwen3-8B"
+    scattered = [
+        run(tmp_path, "lion", 0.30, four), run(tmp_path, "muon", 0.01, four, dataset="medical"),
+        run(tmp_path, "adam", 0.40, eight), run(tmp_path, "adamw", 0.10, eight, dataset="medical"),
+    ]  # fmt: skip
+    measures = {line.figure.measure for line in assess(study(scattered)).lines}
+    assert not measures & {"order", "lion_over_muon", "adam_adamw", "spreads", "flattest"}
+    shared = [*scattered, run(tmp_path, "muon", 0.09, four), run(tmp_path, "lion", 0.5, eight)]
+    found = verdicts(assess(study(shared, absent=("a cell: no checkpoint",))))
+    ratio = found["EM rate under Lion over that under Muon"]
+    assert ratio == ("3.1 (over 1 shared cell)", "reconstruction: agrees so far")
 
 
 def test_the_penalty_is_judged_at_the_largest_strength_that_is_cheap(tmp_path: Path) -> None:
