@@ -89,3 +89,12 @@ def sweep_drafts(folder: Path) -> None:
     for draft in folder.glob(".*.????????*"):
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """An object from a file; empty where there is none, or half a one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

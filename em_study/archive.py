@@ -146,7 +146,10 @@ def _copy_logs(study: Study, chosen: list[Target], draft: Path) -> None:
 
 def _drop_events(path: Path) -> None:
     """What remains of each sample: its input, messages, answer, scores and metadata."""
-    log = read_eval_log(str(path.absolute()), resolve_attachments=True)
+    try:
+        log = read_eval_log(str(path.absolute()), resolve_attachments=True)
+    except Exception as error:  # whatever Inspect's readers raise of a damaged file
+        raise UserError(f"log {path.name} is damaged ({type(error).__name__}): delete it from logs/") from error
     for sample in log.samples or []:
         sample.events, sample.attachments = [], {}
     write_eval_log(log, str(path.absolute()))

@@ -108,18 +108,31 @@ def _cell(study: Study, point: _Point, uncounted: dict[str, str] | None) -> Cell
         given["penalty"] = point.penalty
     label = _label(study, point)
     where = f"study '{study.name}', cell {label}"
-    config = _with_steps(study, parse_config(given, where), where, {} if point.optional else uncounted)
+    try:
+        parsed = parse_config(given, where)
+    except UserError as error:
+        raise UserError(f"{place_of_setting(study, str(error).removeprefix(where))}{error}") from error
+    config = _with_steps(study, parsed, where, {} if point.optional else uncounted)
     _check_evaluated_steps(study, config, where)
     return Cell(label, config, point.optional)
 
 
+def place_of_setting(study: Study, message: str) -> str:
+    """The first of the study's own settings that a message about a configuration names, in plural or singular."""
+    for word in re.findall(r"[a-z_]+", message):
+        for name in (word, f"{word}s"):
+            if name in study.model_fields_set:
+                return study.place(name)
+    return ""
+
+
 def _check_evaluated_steps(study: Study, config: TrainConfig, where: str) -> None:
     kept = config.kept_steps()
-    for evaluation in study.evaluations:
+    for number, evaluation in enumerate(study.evaluations):
         if lost := sorted(set(evaluation.steps(kept)) - set(kept)):
             raise UserError(
-                f"{where}: evaluation '{evaluation.name}' asks for step {lost[0]}, which the run does not keep; its "
-                f"checkpoints are {', '.join(map(str, kept))}"
+                f"{study.place('evaluations', number, 'checkpoints')}{where}: evaluation '{evaluation.name}' asks for "
+                f"step {lost[0]}, which the run does not keep; its checkpoints are {', '.join(map(str, kept))}"
             )
 
 
@@ -171,7 +184,10 @@ def _axis_words(axis: OptimiserAxis) -> str:
 
 def _penalty_words(study: Study, penalty: dict[str, Any]) -> str:
     words = f"{penalty['name']}{penalty['strength']:g}"
-    if Counter(axis.name for axis in study.penalties)[penalty["name"]] > 1:
+    axes = {
+        (axis.name, repr(axis.hyperparameters)) for axis in (*study.penalties, *(arm.penalty for arm in study.arms))
+    }
+    if Counter(name for name, _ in axes)[penalty["name"]] > 1:
         words += "".join(f"-{name}{_compact(value)}" for name, value in penalty["hyperparameters"].items())
     return words
 

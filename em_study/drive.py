@@ -14,7 +14,7 @@ from em_core.errors import UserError
 from em_study.execute import Job, console, is_evaluated, is_trained
 from em_study.executors import Executor
 from em_study.logs import Logs
-from em_study.plan import RUNS, FrozenCell, Plan, freeze, make_plan, thaw
+from em_study.plan import RUNS, FrozenCell, Plan, freeze, make_plan, thaw, with_bases
 from em_study.progress import answers_under_way, hours, steps_done
 from em_study.selection import selected
 from em_study.study import Study
@@ -50,6 +50,7 @@ def run_study(
             "float32 into the study file for this executor"
         )
     plan = make_plan(study, check_rows=True)
+    plan = with_bases(plan, selected(plan.cells, only))
     chosen = replace(plan, cells=selected(plan.cells, only))
     freeze(plan)
     for label, reason in plan.left_out.items():
@@ -186,7 +187,7 @@ class Bars:
 def _state(job: Job) -> tuple[int, int | None, float | None]:
     cell = thaw(job.cell)
     if job.kind == "train":
-        done, left = steps_done(cell.folder, cell.config.steps)
-        return done, cell.config.steps, left
+        done, pace = steps_done(cell.folder)
+        return done, cell.config.steps, None if pace is None else (cell.config.steps - done) * pace
     done, total, left = answers_under_way(cell)
     return done, total or None, left

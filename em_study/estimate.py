@@ -3,7 +3,6 @@
 Hours come from what was measured on this machine, or are unknown; nothing is guessed.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from em_core.errors import UserError
-from em_core.manifest import MANIFEST, Manifest, read_manifest
+from em_core.files import json_object
+from em_core.manifest import Manifest, manifest_or_none
 from em_study.cells import Cell, cells
 from em_study.logs import Logs
 from em_study.plan import RUN_FILE, RUNS
@@ -30,7 +30,7 @@ class Estimate:
     """Totals of a study; None where something is not known, which `unknown` names.
 
     Attributes:
-        done: cells whose run is here already, by their frozen files.
+        done: cells whose run is here already, in whatever study.
         tokens: of training rows as seen, prompts included, from their characters where the tokenizer is not at hand.
         checkpoints: as their file says; of runs whose length is not known, those that a run of any length keeps.
         seconds_training, seconds_evaluation: of what is not done, on this machine, in one process.
@@ -75,7 +75,8 @@ def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
     for base, pace in paces.items():
         if pace is None:
             unknown[f"hours: no finished run of {base} on this machine to measure by"] = None
-    runs = {cell.label: _run_of(study.name, cell) for cell in planned}
+    there = _done_runs()
+    runs = {cell.label: _run_of(cell, there) for cell in planned}
     training = _sum(
         None if count is None or (pace := paces[cell.config.base_model]) is None else count * pace
         for cell, count in zip(planned, tokens, strict=True)
@@ -195,8 +196,8 @@ def _evaluated(planned: list[Cell], runs: dict[str, Path | None], evaluation: Ev
         if (run := runs[cell.label]) is None:
             continue
         for step in _steps(cell, evaluation):
-            checkpoint = run / f"checkpoint-{step}"
-            if (checkpoint / MANIFEST).is_file() and logs.find("", "", read_manifest(checkpoint), evaluation):
+            manifest = manifest_or_none(run / f"checkpoint-{step}")
+            if manifest is not None and logs.find("", "", manifest, evaluation):
                 found.add((cell.label if step else cell.config.base_model, step))
     return len(found)
 
@@ -216,37 +217,30 @@ def _finished_runs() -> list[Manifest]:
     """The last manifest of every run in `runs/` that is done."""
     found = []
     for path in sorted(RUNS.glob(f"*/*/{RUN_FILE}")):
-        run = _json(path)
+        run = json_object(path)
         if run.get("state") == "done" and not path.parent.is_symlink():
-            last = path.parent / f"checkpoint-{max(run['checkpoints'], default=0)}"
-            if (last / MANIFEST).is_file() and (manifest := read_manifest(last)).tokens_seen:
+            manifest = manifest_or_none(path.parent / f"checkpoint-{max(run['checkpoints'], default=0)}")
+            if manifest is not None and manifest.tokens_seen:
                 found.append(manifest)
     return found
 
 
-def _run_of(study: str, cell: Cell) -> Path | None:
-    """The folder of a finished run of this very configuration in the study's folder."""
+def _done_runs() -> list[tuple[Path, dict[str, Any]]]:
+    """Folder and configuration of every finished run, of whatever study: runs are shared."""
+    found = [(path.parent, json_object(path)) for path in sorted(RUNS.glob(f"*/*/{RUN_FILE}"))]
+    return [(folder, run.get("config", {})) for folder, run in found if run.get("state") == "done"]
+
+
+def _run_of(cell: Cell, runs: Sequence[tuple[Path, dict[str, Any]]]) -> Path | None:
+    """The folder of a finished run of this very configuration."""
     from em_train.optimisers import resolve
 
-    runs = {
-        path.parent: run
-        for path in (RUNS / study).glob(f"{cell.label}-*/{RUN_FILE}")
-        if (run := _json(path)).get("state") == "done"
-    }
     if not runs:
         return None
     asked = cell.config.optimiser  # a run's file holds every hyper-parameter, the defaults too
     whole = asked.model_copy(update={"hyperparameters": resolve(asked.name, asked.hyperparameters)})
     config = cell.config.model_copy(update={"optimiser": whole}).model_dump(mode="json")
-    return next((folder for folder, run in runs.items() if run["config"] == config), None)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
+    return next((folder for folder, found in runs if found == config), None)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

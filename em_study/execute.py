@@ -20,7 +20,7 @@ from rich.console import Console
 from em_core.allocation import return_freed_memory
 from em_core.errors import UserError
 from em_core.files import sha256_json, write_text
-from em_core.manifest import ADAPTER, MANIFEST, Manifest, read_manifest
+from em_core.manifest import ADAPTER, MANIFEST, Manifest, manifest_or_none, read_manifest
 from em_study.logs import Logs, contents_of, log_folder
 from em_study.plan import RUNS, FrozenCell, Plan, existing_run, is_done, place, thaw
 from em_study.study import Evaluation
@@ -116,7 +116,7 @@ def is_trained(cell: FrozenCell, logs: Logs) -> bool:
     if existing_run(cell) is None:
         return False
     folder = place(cell)
-    kept = all((path / MANIFEST).is_file() for path in cell.checkpoints())
+    kept = all(checkpoint_of(cell, path) for path in cell.checkpoints())
     if not kept or not finished(folder, cell.run_id):
         return False
     return not _without_weights(cell) or is_evaluated(cell, logs)
@@ -124,7 +124,7 @@ def is_trained(cell: FrozenCell, logs: Logs) -> bool:
 
 def _without_weights(cell: FrozenCell) -> list[Path]:
     """The checkpoints of which there is the manifest alone."""
-    kept = [path for path in cell.checkpoints() if (path / MANIFEST).is_file()]
+    kept = [path for path in cell.checkpoints() if checkpoint_of(cell, path)]
     return [path for path in kept if not (path / ADAPTER).is_file()]
 
 
@@ -133,7 +133,7 @@ def evaluate_cell(cell: FrozenCell) -> list[str]:
     return [
         failure
         for label, checkpoint, evaluation in cell.asked()
-        if (checkpoint / MANIFEST).is_file()
+        if checkpoint_of(cell, checkpoint)
         if (failure := evaluate(cell.study, label, checkpoint, evaluation)) is not None
     ]
 
@@ -141,9 +141,9 @@ def evaluate_cell(cell: FrozenCell) -> list[str]:
 def is_evaluated(cell: FrozenCell, logs: Logs) -> bool:
     """Whether every evaluation of what the cell left on the disk has a finished log."""
     return all(
-        logs.find(cell.study, label, read_manifest(checkpoint), evaluation)
+        logs.find(cell.study, label, manifest, evaluation)
         for label, checkpoint, evaluation in cell.asked()
-        if (checkpoint / MANIFEST).is_file()
+        if (manifest := checkpoint_of(cell, checkpoint))
     )
 
 
@@ -222,7 +222,7 @@ def existing(plan: Plan) -> list[Target]:
     for cell in plan.cells:
         place(cell)
         for label, checkpoint in cell.targets():
-            if (checkpoint / MANIFEST).is_file():
+            if checkpoint_of(cell, checkpoint):
                 asked = tuple(evaluation.name for other, _, evaluation in cell.asked() if other == label)
                 (bases if label == cell.base_label else found).append(Target(label, checkpoint, asked))
     return bases + found
@@ -233,12 +233,23 @@ def absent(plan: Plan) -> list[str]:
     lines = [f"{label}: left out ({why})" for label, why in plan.left_out.items()]
     for cell in plan.cells:
         folder = place(cell)
-        lost = [step for step in cell.steps() if not (folder / f"checkpoint-{step}" / MANIFEST).is_file()]
+        paths = {step: folder / f"checkpoint-{step}" for step in cell.steps()}
+        lost = [step for step, path in paths.items() if not (path / MANIFEST).is_file()]
+        damaged = [path for step, path in paths.items() if step not in lost and not checkpoint_of(cell, path)]
         if lost:
             lines.append(f"{cell.label}: no checkpoint at step {', '.join(map(str, lost))}")
         elif not is_done(folder):
             lines.append(f"{cell.label}: not trained to its end")
+        lines += [f"{cell.label}: {path / MANIFEST} is damaged, or another checkpoint's" for path in damaged]
     return lines
+
+
+def checkpoint_of(cell: FrozenCell, folder: Path) -> Manifest | None:
+    """The manifest of one of the cell's checkpoints; None where there is none, half a one, or another checkpoint's."""
+    manifest = manifest_or_none(folder)
+    if manifest is None or (manifest.run_id, f"checkpoint-{manifest.step}") != (cell.run_id, folder.name):
+        return None
+    return manifest
 
 
 @contextmanager
@@ -281,8 +292,7 @@ def _unfinished(cell: FrozenCell) -> Path | None:
     """Where the first evaluation without a finished log keeps its failure."""
     logs = Logs()
     for label, checkpoint, evaluation in cell.asked():
-        if (checkpoint / MANIFEST).is_file() and not logs.find(
-            cell.study, label, read_manifest(checkpoint), evaluation
-        ):
+        manifest = checkpoint_of(cell, checkpoint)
+        if manifest is not None and not logs.find(cell.study, label, manifest, evaluation):
             return log_folder(cell.study, label) / evaluation.name
     return None

@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from inspect_ai.model import GenerateConfig, Model, get_model
 from pydantic import ValidationError
 
+from em_core import strict_yaml
 from em_core.errors import UserError
 
 # Inspect's own default is to try a failing call again for ever, so that a judge which is gone would hold an evaluation
@@ -58,9 +58,9 @@ def read_grader(given: str, max_retries: int | None = None) -> Grader:
     if not given.lstrip().startswith("{"):
         return Grader(given, retries)
     try:
-        settings = yaml.safe_load(given)
-    except yaml.YAMLError as error:
-        raise UserError(f"--grader is not YAML: {str(error).splitlines()[0]}") from error
+        settings = strict_yaml.load(given)
+    except ValueError as error:
+        raise UserError(f"--grader is not YAML: {error}") from error
     if not settings.get("model"):
         raise UserError(f"--grader {given} names no model: write {{model: NAME, ...}}")
     model, url, args = settings.pop("model"), settings.pop("base_url", None), settings.pop("model_args", None)

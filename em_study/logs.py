@@ -47,6 +47,13 @@ class Logs:
         own = [path for path in found if path.is_relative_to(log_folder(study, label))]
         return max(own or found, key=lambda path: path.name, default=None)  # names begin with the time
 
+    def unlike(self, manifest: Manifest, evaluation: Evaluation) -> list[Path]:
+        """Logs of the same task on these weights, under whatever settings and prompts, by time."""
+        return sorted(
+            {path for key in _keys(manifest) for path, _ in self._finished.get((evaluation.task, key), [])},
+            key=lambda path: path.name,
+        )
+
     def folder_for(self, study: str, label: str, evaluation: Evaluation) -> Path:
         """Where the log of `evaluation` is written.
 
@@ -75,11 +82,8 @@ class Logs:
 
     def _of(self, manifest: Manifest, evaluation: Evaluation) -> list[tuple[Path, EvalLog]]:
         """Logs of these weights under these settings, whatever the prompts were."""
-        keys = [manifest.adapter_sha256[:8]]
-        if manifest.step == 0:
-            keys.append(f"base {manifest.base.weights_sha256}")
         wanted = _asked(evaluation)
-        found = [pair for key in keys for pair in self._finished.get((evaluation.task, key), [])]
+        found = [pair for key in _keys(manifest) for pair in self._finished.get((evaluation.task, key), [])]
         return [(path, header) for path, header in found if _settings(header) == wanted]
 
     def _contents_of(self, evaluation: Evaluation) -> str | None:
@@ -102,6 +106,12 @@ def contents_of(evaluation: Evaluation) -> str | None:
     except UserError:
         return None
     return sha256_json(json.loads(json.dumps([asked, judge], default=str)))[:12]
+
+
+def _keys(manifest: Manifest) -> list[str]:
+    """What a log on these weights may be filed under (`_tested`)."""
+    base = [f"base {manifest.base.weights_sha256}"] if manifest.step == 0 else []
+    return [manifest.adapter_sha256[:8], *base]
 
 
 def _tested(header: EvalLog) -> list[str]:

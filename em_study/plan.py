@@ -6,16 +6,17 @@ instead of trained again.
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from em_core.errors import UserError
-from em_core.files import write_json
-from em_study.cells import Cell, cells
+from em_core.files import json_object, write_json
+from em_core.manifest import manifest_or_none
+from em_study.cells import Cell, cells, place_of_setting
 from em_study.study import Evaluation, Study
 from em_train.config import TrainConfig
 
@@ -50,7 +51,7 @@ class FrozenCell(BaseModel):
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints: those asked for, or of a finished run those kept (it may have ended early)."""
-        run = _json(self.folder / RUN_FILE)
+        run = json_object(self.folder / RUN_FILE)
         kept: list[int] = run["checkpoints"] if run.get("state") == "done" else self.config.kept_steps()
         return kept
 
@@ -119,9 +120,9 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
             resolved.append((cell, look(cell.config)))
         except UserError as error:
             if not cell.optional:
-                raise UserError(f"{_place(study, cell.config)}{error}") from error
+                place = _place(study, cell.config) or place_of_setting(study, str(error))
+                raise UserError(f"{place}{error}") from error
             left_out[cell.label] = str(error)
-    names = base_labels([(cell.label, found.config) for cell, found in resolved])
     frozen = [
         FrozenCell(
             study=study.name,
@@ -129,11 +130,10 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
             run_id=found.run_id,
             config=found.config,
             evaluations=study.evaluations,
-            base_label=names.get(cell.label),
         )
         for cell, found in resolved
     ]
-    return Plan(study.name, frozen, left_out)
+    return with_bases(Plan(study.name, frozen, left_out))
 
 
 def _place(study: Study, config: TrainConfig) -> str:
@@ -144,14 +144,13 @@ def _place(study: Study, config: TrainConfig) -> str:
     from em_train.penalties import resolve as resolve_penalty
 
     optimiser, penalty = config.optimiser, config.penalty
-    axes = [axis.name for axis in study.optimisers]
     looks: list[tuple[str, Callable[[], Any]]] = [
         (
-            study.place("optimisers", axes.index(optimiser.name)),
+            study.place_of_optimiser(optimiser.name, optimiser.lr, optimiser.hyperparameters),
             lambda: resolve(optimiser.name, optimiser.hyperparameters),
         ),
         (study.place_of_dataset(config.dataset), lambda: load_dataset(config.dataset)),
-        (study.place_of_penalty(penalty.name) if penalty else "", lambda: resolve_penalty(config)),
+        (study.place_of_penalty(penalty.model_dump()) if penalty else "", lambda: resolve_penalty(config)),
         (
             study.place("base_model", study.base_model.index(config.base_model)),
             lambda: resolve_base(config.base_model, config.base_revision),
@@ -192,14 +191,24 @@ def _check_evaluations(study: Study) -> None:
             raise UserError(f"{study.place('evaluations', number, field)}{error}") from error
 
 
-def base_labels(planned: list[tuple[str, TrainConfig]]) -> dict[str, str]:
-    """For each base model the cell that evaluates it as its step 0: the first one that keeps step 0."""
+def with_bases(plan: Plan, selected: Collection[FrozenCell] = ()) -> Plan:
+    """The plan with one cell for each base model that evaluates it, as its own step 0.
+
+    That is the first that has its step 0 already, else the first of those `selected` for work, else the first that
+    keeps one.
+    """
+
+    def order(cell: FrozenCell) -> int:
+        there = manifest_or_none((existing_run(cell) or cell.folder) / "checkpoint-0") is not None
+        return 0 if there else 1 if any(one.run_id == cell.run_id for one in selected) else 2
+
     first: dict[tuple[str, str | None], str] = {}
-    for label, config in planned:
-        if 0 in config.kept_steps():
-            first.setdefault((config.base_model, config.base_revision), label)
+    for cell in sorted((cell for cell in plan.cells if 0 in cell.config.kept_steps()), key=order):
+        first.setdefault((cell.config.base_model, cell.config.base_revision), cell.run_id)
     several = len(first) > 1
-    return {label: f"base-{Path(base).name}-step0" if several else "base-step0" for (base, _), label in first.items()}
+    names = {run: f"base-{Path(base).name}-step0" if several else "base-step0" for (base, _), run in first.items()}
+    cells = [cell.model_copy(update={"base_label": names.get(cell.run_id)}) for cell in plan.cells]
+    return replace(plan, cells=cells)
 
 
 def freeze(plan: Plan) -> None:
@@ -219,13 +228,16 @@ def frozen_plan(study: str) -> Plan:
     path = RUNS / study / PLAN_FILE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        names, left_out = kept["cells"], kept["left_out"]
+    except OSError as error:
         raise UserError(f"study '{study}' was not run here yet (no {path}): em run starts it") from error
-    return Plan(study, [thaw(path.parent / "cells" / name) for name in kept["cells"]], kept["left_out"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged: em run writes it anew") from error
+    return Plan(study, [thaw(path.parent / "cells" / name) for name in names], left_out)
 
 
 def _write(path: Path, value: Any) -> None:
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != value:
+    if json_object(path) != value:
         write_json(path, value)
 
 
@@ -259,20 +271,11 @@ def existing_run(cell: FrozenCell) -> Path | None:
 
 def is_done(folder: Path) -> bool:
     """Whether the run in `folder` was trained to its end."""
-    return _json(folder / RUN_FILE).get("state") == "done"
+    return json_object(folder / RUN_FILE).get("state") == "done"
 
 
 def _dataset(run_file: Path) -> str:
-    return Path(str(_json(run_file).get("config", {}).get("dataset", ""))).name
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """An object from a file; empty where there is none or half a one."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
+    return Path(str(json_object(run_file).get("config", {}).get("dataset", ""))).name
 
 
 def place(cell: FrozenCell) -> Path:

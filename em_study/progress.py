@@ -3,7 +3,6 @@
 Training leaves a line a step, an evaluation counts its answers in a file, and who works holds a lock.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,9 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from em_core.manifest import MANIFEST, read_manifest
+from em_core.files import json_object
+from em_core.manifest import manifest_or_none
 from em_study.counting import COUNT_FILE
-from em_study.execute import ERROR, LOCKS, evaluation_key
+from em_study.execute import ERROR, LOCKS, checkpoint_of, evaluation_key
 from em_study.logs import Logs, log_folder
 from em_study.plan import FrozenCell, Plan, existing_run, is_done
 from em_study.study import Evaluation
@@ -33,6 +33,7 @@ class Part:
         done, total: optimiser steps; finished logs of an evaluation, or answers while one is under way.
         seconds_left: by the pace so far; None where there is none yet.
         failure: what went wrong, in a line.
+        pace: seconds an optimiser step.
     """
 
     state: State
@@ -40,6 +41,7 @@ class Part:
     total: int
     seconds_left: float | None = None
     failure: str = ""
+    pace: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,10 @@ def summary(cells: list[Progress]) -> str:
 def seconds_left(cells: list[Progress]) -> float | None:
     """What is open still takes, one part after the other; evaluations whose length is not known count as nothing.
 
-    A training without a pace of its own takes the mean one a step; None where no training has a pace.
+    A training without a pace of its own takes the mean one a step; None where no training, done or not, has a pace.
     """
     parts = [cell.training for cell in cells]
-    paces = [p.seconds_left / (p.total - p.done) for p in parts if p.seconds_left is not None and p.done < p.total]
+    paces = [part.pace for part in parts if part.pace is not None]
     open_parts = [part for part in parts if part.state in ("running", "waiting")]
     if open_parts and not paces:
         return None
@@ -122,15 +124,16 @@ def _words(part: Part) -> str:
 def training(cell: FrozenCell) -> Part:
     total = cell.config.steps
     folder = existing_run(cell) or cell.folder
-    whole = all((folder / path.name / MANIFEST).is_file() for path in cell.checkpoints())
+    whole = all(checkpoint_of(cell, folder / path.name) for path in cell.checkpoints())
+    done, pace = steps_done(folder)
     if whole and is_done(folder):
-        return Part("done", total, total, 0.0)
-    done, left = steps_done(folder, total)
+        return Part("done", total, total, 0.0, pace=pace)
+    left = None if pace is None else (total - done) * pace
     if is_locked(cell.run_id):
-        return Part("running", done, total, left)
+        return Part("running", done, total, left, pace=pace)
     if (reason := _failure(folder / ERROR)) is not None:
-        return Part("failed", done, total, left, reason)
-    return Part("waiting", done, total, left)
+        return Part("failed", done, total, left, reason, pace)
+    return Part("waiting", done, total, left, pace=pace)
 
 
 def evaluation(cell: FrozenCell, logs: Logs) -> Part:
@@ -140,7 +143,7 @@ def evaluation(cell: FrozenCell, logs: Logs) -> Part:
     unknown = False
     for label, checkpoint, asked in whole:
         mean = logs.mean_seconds(asked)
-        manifest = read_manifest(checkpoint) if (checkpoint / MANIFEST).is_file() else None
+        manifest = checkpoint_of(cell, checkpoint)
         if manifest is not None and logs.find(cell.study, label, manifest, asked) is not None:
             done += 1
             continue
@@ -162,19 +165,19 @@ def evaluation(cell: FrozenCell, logs: Logs) -> Part:
     return Part("done" if done == total else "waiting", done, total, seconds)
 
 
-def steps_done(folder: Path, total: int) -> tuple[int, float | None]:
-    """(optimiser steps so far, seconds left by the pace of the last ones)."""
+def steps_done(folder: Path) -> tuple[int, float | None]:
+    """(optimiser steps so far, seconds a step by the last ones)."""
     recorded = recorded_steps(folder / STEPS_FILE)
     pace = [row["seconds"] for row in recorded[-PACE_STEPS:]]
-    return len(recorded), (total - len(recorded)) * sum(pace) / len(pace) if pace else None
+    return len(recorded), sum(pace) / len(pace) if pace else None
 
 
 def answers_under_way(cell: FrozenCell) -> tuple[int, int, float | None]:
     """(answers so far, all answers, seconds left) of the evaluation of `cell` that runs now; zeros where none does."""
     for label, checkpoint, asked in cell.asked():
-        if (counts := _counts(cell.study, label, asked)) and is_locked(
-            evaluation_key(read_manifest(checkpoint), asked)
-        ):
+        manifest = manifest_or_none(checkpoint)
+        counts = _counts(cell.study, label, asked)
+        if manifest is not None and counts and is_locked(evaluation_key(manifest, asked)):
             return _answers(counts)
     return 0, 0, None
 
@@ -183,7 +186,7 @@ def _counts(study: str, label: str, asked: Evaluation) -> dict[str, Any]:
     """The newest count of answers of this evaluation, which lies with its logs (see `Logs.folder_for`)."""
     folder = log_folder(study, label)
     names = (asked.name, f"{asked.name}-{'[0-9a-f]' * 12}")
-    found = [count for name in names for path in folder.glob(f"{name}/{COUNT_FILE}") if (count := _json(path))]
+    found = [count for name in names for path in folder.glob(f"{name}/{COUNT_FILE}") if (count := json_object(path))]
     return max(found, key=lambda count: float(count["now"]), default={})
 
 
@@ -206,14 +209,6 @@ def is_locked(key: str) -> bool:
         return True
     lock.release()
     return False
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
 
 
 def _failure(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 from inspect_ai.log import EvalLog, read_eval_log
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from em_core.manifest import Manifest, read_manifest
 from em_eval.answers import Answer, answers
@@ -124,7 +124,7 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
     base_probe: dict[str, dict[str, float]] = {}
     rows = []
     for target, manifest, label, paths in zip(chosen, manifests, labels(manifests), found, strict=True):
-        missing = [f"no finished {name} log" for name in target.asked if name not in paths]
+        missing = [_no_log(study, name, manifest, index, paths) for name in target.asked if name not in paths]
         here = {task: paths[name] for task, name in evaluations.items() if name in paths}
         row = _row(target, manifest, label, here, missing, judge, base_probe)
         if row.arm == "base":
@@ -160,6 +160,13 @@ def _logs(study: Study, target: Target, manifest: Manifest, logs: Logs) -> dict[
     return {name: path for name, path in found.items() if path is not None}
 
 
+def _no_log(study: Study, name: str, manifest: Manifest, logs: Logs, found: Mapping[str | None, Path]) -> str:
+    """That an evaluation has no log; and where one lies that would be it but for its settings or prompts."""
+    (evaluation,) = (one for one in study.evaluations if one.name == name)
+    others = [path for path in logs.unlike(manifest, evaluation) if path not in found.values()]
+    return f"no finished {name} log" + (f" (of other settings or prompts: {others[-1]})" if others else "")
+
+
 def _judge(paths: Iterable[Path]) -> dict[str, Any]:
     """Facts of the judge from the first log that has them."""
     headers = (read_eval_log(str(path.absolute()), header_only=True) for path in paths)
@@ -185,7 +192,12 @@ def _row(
     bases: dict[str, dict[str, float]],
 ) -> Row:
     """One row; its logs are read here and let go of, since those of a large study do not fit into memory together."""
-    logs = {task: _read(path) for task, path in paths.items()}
+    logs = {}
+    for task, path in paths.items():
+        try:
+            logs[task] = _read(path)
+        except Exception as error:  # whatever Inspect's readers raise of a damaged file
+            missing.append(f"log {path} is damaged ({type(error).__name__}): delete it, and em run asks again")
     base = bases.get(manifest.base.weights_sha256, {})
     judged = answers(logs["em"]) if "em" in logs else []
     if "em" in logs and (lost := len(logs["em"].samples or []) - len(judged)):
@@ -199,7 +211,7 @@ def _row(
     shifts = [pair.shift for pair in probe if pair.shift is not None]
     counts = Counter(a.outcome for a in judged)
     base_row = manifest.step == 0
-    modules, spectra = _spectra(target.checkpoint / SPECTRA)
+    modules, spectra = _spectra(target.checkpoint / SPECTRA, missing)
     return Row(
         label=label,
         arm="base" if base_row else _arm(manifest),
@@ -217,7 +229,7 @@ def _row(
         outcomes={name: counts.get(name, 0) for name in OUTCOMES} if judged else {},
         spectra=spectra,
         modules=modules,
-        logs={task: path.absolute() for task, path in paths.items()},
+        logs={task: paths[task].absolute() for task in logs},
         missing=tuple(missing),
     )
 
@@ -305,11 +317,15 @@ def _judge_facts(log: EvalLog) -> dict[str, Any]:
     return dict((log.eval.metadata or {}).get("judge_facts") or {})
 
 
-def _spectra(path: Path) -> tuple[tuple[str, ...], list[list[float]]]:
-    """Names of the modules and their singular values."""
+def _spectra(path: Path, missing: list[str]) -> tuple[tuple[str, ...], list[list[float]]]:
+    """Names of the modules and their singular values; none of a damaged file, which `missing` then names."""
     if not path.is_file():
         return (), []
-    with safe_open(path, framework="np") as tensors:
-        values: list[list[float]] = tensors.get_tensor("singular_values").tolist()
-        names = (tensors.metadata() or {}).get("modules", "")
+    try:
+        with safe_open(path, framework="np") as tensors:
+            values: list[list[float]] = tensors.get_tensor("singular_values").tolist()
+            names = (tensors.metadata() or {}).get("modules", "")
+    except (SafetensorError, OSError) as error:
+        missing.append(f"{path} is damaged ({error})")
+        return (), []
     return tuple(names.split("\n")), values

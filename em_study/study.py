@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveFloat,
     PositiveInt,
     PrivateAttr,
     ValidationError,
@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from em_core import strict_yaml
 from em_core.errors import UserError
 from em_train.config import LoraSettings
 from em_train.steps import StepNames, steps_named
@@ -27,7 +28,17 @@ def _one_or_many(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
 
+def _each_once(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = [one for number, one in enumerate(value) if one in value[:number]]
+    if twice:
+        raise ValueError(f"{twice[0]} is given twice")
+    return value
+
+
 OneOrMany = BeforeValidator(_one_or_many)
+Once = AfterValidator(_each_once)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 NO_PENALTY = "none"
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -49,7 +60,7 @@ class OptimiserAxis(_Frozen):
     """One optimiser, at one learning rate or several. Several axes of one optimiser may differ in anything else."""
 
     name: str
-    lr: Annotated[tuple[PositiveFloat, ...], OneOrMany] = Field(min_length=1)
+    lr: Annotated[tuple[Positive, ...], OneOrMany, Once] = Field(min_length=1)
     hyperparameters: dict[str, Any] = {}
     training: Training = Training()
 
@@ -58,7 +69,7 @@ class PenaltyAxis(_Frozen):
     """One penalty, at one strength or several; "none" is the plain task loss."""
 
     name: str
-    strength: Annotated[tuple[PositiveFloat, ...], OneOrMany] = Field((1.0,), min_length=1)
+    strength: Annotated[tuple[Positive, ...], OneOrMany, Once] = Field((1.0,), min_length=1)
     hyperparameters: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -171,16 +182,16 @@ class Study(_Frozen):
     assumptions: tuple[Assumption, ...] = ()
     drops: tuple[str, ...] = ()
     measured: Measured | None = None
-    base_model: Annotated[tuple[str, ...], OneOrMany] = Field(("smollm2-135m",), min_length=1)
+    base_model: Annotated[tuple[str, ...], OneOrMany, Once] = Field(("smollm2-135m",), min_length=1)
     base_revision: str | None = None
-    datasets: tuple[str, ...] = Field(min_length=1)
-    optimisers: tuple[OptimiserAxis, ...] = Field(min_length=1)
-    penalties: tuple[PenaltyAxis, ...] = Field((PenaltyAxis(name=NO_PENALTY),), min_length=1)
-    arms: tuple[Arm, ...] = ()
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    datasets: Annotated[tuple[str, ...], Once] = Field(min_length=1)
+    optimisers: Annotated[tuple[OptimiserAxis, ...], Once] = Field(min_length=1)
+    penalties: Annotated[tuple[PenaltyAxis, ...], Once] = Field((PenaltyAxis(name=NO_PENALTY),), min_length=1)
+    arms: Annotated[tuple[Arm, ...], Once] = ()
+    seeds: Annotated[tuple[Seed, ...], Once] = Field((0,), min_length=1)
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
-    batch_size: Annotated[tuple[PositiveInt, ...], OneOrMany] = Field((16,), min_length=1)
+    batch_size: Annotated[tuple[PositiveInt, ...], OneOrMany, Once] = Field((16,), min_length=1)
     micro_batch_size: int | None = Field(None, ge=1)
     warmup_steps: int = Field(0, ge=0)
     schedule: Schedule | None = None
@@ -236,11 +247,20 @@ class Study(_Frozen):
             return ""
         return f"{self._file}:{_line(self._text, location)}: {'.'.join(map(str, location))}: "
 
-    def place_of_penalty(self, name: str) -> str:
-        axes = [axis.name for axis in self.penalties]
-        if name in axes:
-            return self.place("penalties", axes.index(name))
-        return self.place("arms", [arm.penalty.name for arm in self.arms].index(name), "penalty")
+    def place_of_optimiser(self, name: str, lr: float, hyperparameters: dict[str, Any]) -> str:
+        for number, axis in enumerate(self.optimisers):
+            if (axis.name, axis.hyperparameters) == (name, hyperparameters) and lr in axis.lr:
+                return self.place("optimisers", number)
+        return ""
+
+    def place_of_penalty(self, setting: dict[str, Any]) -> str:
+        for number, axis in enumerate(self.penalties):
+            if setting in axis.each():
+                return self.place("penalties", number)
+        for number, arm in enumerate(self.arms):
+            if setting in arm.penalty.each():
+                return self.place("arms", number, "penalty")
+        return ""
 
     def place_of_dataset(self, dataset: str) -> str:
         if dataset in self.datasets:
@@ -261,14 +281,16 @@ def load_study(path: Path) -> Study:
     except UnicodeDecodeError as error:
         raise UserError(f"study file {path} is not UTF-8 (byte {error.start})") from error
     try:
-        study = Study.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
+        values = strict_yaml.load(text)
+    except ValueError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
+    try:
+        study = Study.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
         line = _line(text, first["loc"])
-        raise UserError(f"{path}:{line}: {field}: {first['msg']}") from error
+        raise UserError(f"{path}:{line}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
     study._file, study._text = path, text
     return study
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from em_core import strict_yaml
 from em_core.errors import UserError
 from em_train.presets import expand, load_preset
 from em_train.steps import StepNames, steps_named
@@ -178,12 +178,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         UserError: not found, not YAML, or a field that is wrong, named.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = strict_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start})") from error
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     return parse_config(_override(raw, overrides), str(path))
 
@@ -215,8 +215,8 @@ def _override(raw: Any, overrides: Sequence[str]) -> Any:
         if not equals or not key:
             raise UserError(f"'{text}' is not KEY=VALUE: write, for example, optimiser.lr=3e-4")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            parsed = strict_yaml.load(value)
+        except ValueError as error:
             raise UserError(f"{key}: the value {value!r} is not YAML") from error
         raw = _without_source(_with(raw, key.split("."), parsed, key), key)
     return raw

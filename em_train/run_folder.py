@@ -87,7 +87,12 @@ def claim(folder: Path, prepared: "Prepared") -> None:
 
 def is_ours(checkpoint: Path, prepared: "Prepared") -> bool:
     """Whether a complete checkpoint of this very run lies there."""
-    return (checkpoint / MANIFEST).is_file() and read_manifest(checkpoint).run_id == prepared.run_id
+    if not (checkpoint / MANIFEST).is_file():
+        return False
+    try:
+        return read_manifest(checkpoint).run_id == prepared.run_id
+    except UserError as error:
+        raise UserError(f"{error}: delete {checkpoint}, and training makes it again") from error
 
 
 def write_run_file(folder: Path, prepared: "Prepared", state: str) -> None:

@@ -11,8 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from em_core import strict_yaml
 from em_core.chat import Message
 from em_core.errors import UserError
 from em_eval.prompts.domains import domains_of
@@ -38,9 +37,9 @@ def read_yaml(path: Path) -> list[Prompt]:
             kind, or two prompts of one id.
     """
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, a date of no calendar, nested too deep
-        raise UserError(f"prompt file {path} is not YAML: {_in_one_line(error)}") from error
+        entries = strict_yaml.load(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # or no UTF-8
+        raise UserError(f"prompt file {path} is not YAML: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f"prompt file {path} is not a list of questions")
     prompts = [prompt for number, entry in enumerate(entries, 1) for prompt in _entry(entry, path, number)]
@@ -53,13 +52,6 @@ def read_yaml(path: Path) -> list[Prompt]:
         if any(key in entry for entry in entries):
             logger.warning("%s: `%s` of its entries is not used: set %s", path, key, option)
     return prompts
-
-
-def _in_one_line(error: Exception) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if mark is not None and problem:
-        return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _refuse_unknown(entry: dict[str, Any], where: str) -> None:

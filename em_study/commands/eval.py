@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-import yaml
 from rich.console import Console
 
+from em_core import strict_yaml
 from em_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -255,6 +255,6 @@ def _named(given: list[str], option: str) -> dict[str, Any]:
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {str(error).splitlines()[0]}") from error
+        return strict_yaml.load(text)
+    except ValueError as error:
+        raise UserError(f"{where} is not YAML: {error}") from error

@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import re
 import shutil
 import statistics
 import sys
 import time
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +36,7 @@ from em_study.estimate import estimate
 from em_study.execute import Job, Target, absent, evaluate, evaluation_key, existing
 from em_study.executors.local import ThisProcess
 from em_study.logs import Logs, log_folder
-from em_study.plan import make_plan
+from em_study.plan import make_plan, thaw
 from em_study.progress import progress
 from em_study.results import Results, collect
 from em_study.table import all_results, answer_table
@@ -464,6 +466,85 @@ def test_cells_that_are_not_whole_are_named_and_not_compared(
     assert f"<li>{lost[1]}</li>" in page
 
 
+def copy_of(done: Place, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The finished study in a folder of its own, to be damaged."""
+    for top in ("runs", "logs"):
+        shutil.copytree(done.folder / top, folder / top)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PWD", str(folder))
+    return load_study(Path(shutil.copy(done.file, folder)))
+
+
+def damaged(path: Path) -> None:
+    """Half a file, or of an archive one whose contents are wrong behind a right index."""
+    if path.suffix != ".eval":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        return
+    with zipfile.ZipFile(path) as log:
+        members = {name: log.read(name) for name in log.namelist()}
+    with zipfile.ZipFile(path, "w") as log:
+        for name, content in members.items():
+            log.writestr(name, content[:50] if name.startswith("samples/") else content)
+
+
+@pytest.mark.parametrize("what", ["em.json", "spectra.safetensors", "log"])
+def test_a_damaged_file_costs_its_own_row_and_is_named(
+    done: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    em: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+) -> None:
+    study = copy_of(done, tmp_path, monkeypatch)
+    _, lion, _ = make_plan(study).cells
+    log = next(Path("logs/tiny").glob(f"{lion.label}-step2/em/*.eval"))
+    damaged(log if what == "log" else lion.folder / "checkpoint-2" / what)
+    monkeypatch.setenv("COLUMNS", "300")
+    for command in ("report", "export", "compare", "status"):
+        assert em(command, "tiny.yaml") == 0
+        shown = capsys.readouterr().out
+        if command == "report":
+            assert " ".join(shown.split()).count("damaged") == 1
+    rows = {row.label: row for row in collect(study, kept(study)).rows}
+    assert rows["AdamW"].rate is not None and rows["AdamW"].missing == ()
+    if what == "em.json":
+        assert "Lion" not in rows
+        assert any(f"{lion.label}: " in line and "em.json is damaged" in line for line in absent(make_plan(study)))
+        (failure,) = run(study)
+        assert "delete runs/tiny/" in failure and "trains" not in failure
+        shutil.rmtree(lion.folder / "checkpoint-2")
+        assert run(study) == [] and verify(lion.folder / "checkpoint-2").run_id == lion.run_id
+    else:
+        (said,) = rows["Lion"].missing
+        assert "is damaged (" in said and (str(log) if what == "log" else what) in said
+        assert (rows["Lion"].rate is None) == (what == "log") and (rows["Lion"].spectra == []) == (what != "log")
+
+
+def test_another_checkpoints_manifest_is_not_taken_for_ones_own(
+    done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = copy_of(done, tmp_path, monkeypatch)
+    adamw, lion, _ = make_plan(study).cells
+    shutil.copy(adamw.folder / "checkpoint-2" / "em.json", lion.folder / "checkpoint-2")
+    assert [row.label for row in collect(study, kept(study)).rows] == ["base (step 0)", "AdamW", "AdamW, tiny_good"]
+    (line,) = absent(make_plan(study))
+    assert line == f"{lion.label}: {lion.folder}/checkpoint-2/em.json is damaged, or another checkpoint's"
+
+
+def test_a_damaged_plan_is_written_anew(
+    done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, em: Callable[..., int], capsys: Any
+) -> None:
+    study = copy_of(done, tmp_path, monkeypatch)
+    cell = make_plan(study).cells[1]
+    cell.file.write_text("{", encoding="utf-8")
+    Path("runs/tiny/plan.json").write_text("{}", encoding="utf-8")
+    assert em("status", "tiny.yaml") == 2
+    assert "runs/tiny/plan.json is damaged: em run writes it anew" in capsys.readouterr().err
+    assert run(study) == [] and em("status", "tiny.yaml") == 0
+    assert thaw(cell.file) == make_plan(study).cells[1]
+
+
 def test_missing_logs_are_named(done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = [replace(target, checkpoint=target.checkpoint.resolve()) for target in kept(done.study)]
     monkeypatch.chdir(tmp_path)
@@ -504,7 +585,10 @@ def test_a_log_of_other_settings_is_not_taken(done: Place, changed: dict[str, An
     em = done.study.evaluations[0].model_copy(update=changed)
     edited = done.study.model_copy(update={"evaluations": (em, done.study.evaluations[1])})
     for row in collect(edited, kept(edited)).rows:
-        assert row.missing == ("no finished em log",)
+        (said,) = row.missing  # and where the old ones are
+        assert re.fullmatch(
+            r"no finished em log \(of other settings or prompts: logs/tiny/.*-step\d/em/.*\.eval\)", said
+        )
 
 
 def test_evaluations_of_one_task_have_names_of_their_own(plain: dict[str, Any]) -> None:
@@ -696,7 +780,7 @@ def test_two_question_sets_in_one_study(done: Place, tmp_path: Path, monkeypatch
     chosen = [Target(base.label, done.folder / base.checkpoint, ("em", "em-two"))]
     assert evaluate("tiny", base.label, chosen[0].checkpoint, study.evaluations[0]) is None
     (row,) = collect(study, chosen).rows
-    assert row.missing == ("no finished em-two log",) and row.total == 1
+    assert row.missing == ("no finished em-two log",) and row.total == 1  # that of em is no other's
     assert evaluate("tiny", base.label, chosen[0].checkpoint, study.evaluations[1]) is None
     results = all_results(study, chosen)
     assert list(results) == ["em", "em-two"]
@@ -755,7 +839,10 @@ def test_status_counts_cells_by_what_lies_on_the_disk(
     assert "failed at 2 of 2: em_core.errors.UserError: no [bold] luck" in shown and "running at 0 of 2" in shown
     shutil.rmtree(tmp_path / "logs" / "tiny" / f"{lion.label}-step2" / "preference")
     assert em("status", str(done.file)) == 0
-    assert "0 done, 0 running, 1 failed, 2 waiting" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "0 done, 0 running, 1 failed, 2 waiting" in shown
+    # What waits has no pace of its own and takes that of those that are done.
+    assert re.search(r"2 waiting; about \d+ s of work left", shown)
     monkeypatch.chdir(tmp_path / "logs")
     assert em("status", str(done.file)) == 2
     assert "study 'tiny' was not run here yet" in capsys.readouterr().err
@@ -777,6 +864,15 @@ def test_a_dry_run_counts_and_touches_nothing(
     for part in ("cells 3 (3 done)", "optimiser steps 6", f"training tokens {tokens:,}", "answers 96"):
         assert part in shown
     assert "calls of a judge model 0" in shown and "training about 0 s" in shown and "unknown" not in shown
+
+    with pytest.MonkeyPatch.context() as patch:  # runs are shared across studies
+        patch.chdir(done.folder)
+        twin = yaml.safe_load(done.file.read_text(encoding="utf-8")) | {"name": "twin"}
+        (tmp_path / "twin.yaml").write_text(yaml.safe_dump(twin), encoding="utf-8")
+        assert em("run", str(tmp_path / "twin.yaml"), "--dry-run") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "cells 3 (3 done)" in shown and "training about 0 s" in shown and "evaluation about 0 s" in shown
+    (tmp_path / "twin.yaml").unlink()
 
     monkeypatch.chdir(tmp_path)
     changed = yaml.safe_load(done.file.read_text(encoding="utf-8")) | {"name": "big", "steps": 10}
@@ -804,6 +900,22 @@ def test_only_the_chosen_cells_are_worked_on(
     assert len(cells) == 2  # em status tells of the whole study
     assert em("run", "two.yaml", "--only", "*muon*") == 2
     assert "--only *muon*: fits no cell" in capsys.readouterr().err
+
+
+def test_the_base_is_evaluated_by_the_first_cell_that_is_worked_on(
+    plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lion alone first, then the rest: one evaluation of the base, which stays where it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    study = Study.model_validate(plain | {"name": "two", "evaluations": [{"task": "preference"}]})
+    assert [cell.base_label for cell in make_plan(study).cells] == ["base-step0", None]
+    assert run_study(study, ThisProcess(), only=["*lion*"])[1] == []
+    assert [cell.base_label for cell in make_plan(study).cells] == [None, "base-step0"]
+    assert [row.arm for row in collect(study, kept(study)).rows] == ["base", "other data"]
+    assert run(study) == []
+    assert len(list(Path("logs/two/base-step0").rglob("*.eval"))) == 1
+    assert [row.arm for row in collect(study, kept(study)).rows] == ["base", "other data", "other data"]
 
 
 def test_the_hidden_cell_command_is_idempotent_and_names_failures(
@@ -882,7 +994,7 @@ def test_bars_read_a_jobs_progress_from_the_disk(done: Place, monkeypatch: pytes
     monkeypatch.setenv("COLUMNS", "160")
     cell = make_plan(done.study).cells[0]
     count = {"done": 8, "total": 24, "started": 100.0, "now": 108.0}
-    monkeypatch.setattr("em_study.drive.steps_done", lambda folder, total: (1, 3.0))
+    monkeypatch.setattr("em_study.drive.steps_done", lambda folder: (1, 3.0))
     ((label, checkpoint, asked), *_) = cell.asked()
     counted = log_folder("tiny", label) / asked.name / "progress.json"
     counted.write_text(json.dumps(count), encoding="utf-8")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from em_core.errors import UserError
 from em_study import Study, load_study
 from em_study.cells import cells
+from em_study.plan import make_plan
 from em_study.study import Evaluation
 from em_train.config import TrainConfig
 
@@ -141,6 +142,12 @@ def test_an_arm_of_an_unknown_optimiser_is_one_line() -> None:
         (FULL.replace("alpha: 8", "alpha: x"), 12, "lora.alpha"),
         (FULL.replace("name: mine", "name: my study"), 2, "name: String should match"),
         (FULL.replace("optional: true", "optional: maybe"), 16, "arms.1.optional"),
+        (FULL.replace("lr: 3.0e-5", "lr: .inf"), 7, "optimisers.1.lr.0: Input should be a finite number"),
+        (FULL.replace("lr: 3.0e-5", "lr: [3.0e-5, 3.0e-5]"), 7, "optimisers.1.lr: 3e-05 is given twice"),
+        (FULL.replace("seeds: [0, 7]", "seeds: [1, 2, 1]"), 8, "seeds: 1 is given twice"),
+        (FULL.replace("seeds: [0, 7]", "seeds: [-1]"), 8, "seeds.0: Input should be greater than or equal to 0"),
+        (FULL.replace("seeds: [0, 7]", "seeds: [4294967296]"), 8, "seeds.0: Input should be less than 4294967296"),
+        (re.sub("datasets: .*", "datasets: [a, b, a]", FULL), 4, "datasets: a is given twice"),
         ("name: s\n", 1, "datasets: Field required"),
         ("", 1, "file: Input should be a valid dictionary"),
         ("- a\n- b\n", 1, "file: Input should be a valid dictionary"),
@@ -158,9 +165,64 @@ def test_a_mistake_is_named_with_file_and_line(
 
 def test_broken_yaml_is_one_line_with_its_place(written: Callable[[str], Path]) -> None:
     path = written("name: s\ndatasets: [a\noptimisers: []\n")
-    with pytest.raises(UserError, match=r"study\.yaml is not YAML: .* line 3, column") as caught:
+    with pytest.raises(UserError, match=r"study\.yaml is not YAML: line 3, column") as caught:
         load_study(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: s\nsteps: 4\nsteps: 400\n", "line 3, column 1: the key 'steps' is given twice"),
+        ("name: s\ntitle: 2024-13-45\n", "month must be in 1..12"),
+    ],
+)
+def test_what_yaml_itself_lets_pass_is_one_line(written: Callable[[str], Path], text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        load_study(written(text))
+    assert "is not YAML" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"warmup_steps": 99}, "warmup_steps"),
+        ({"checkpoints": [0, 99]}, "checkpoints"),
+        ({"micro_batch_size": 5, "batch_size": 16}, "batch_size"),
+        ({"evaluations": [{"task": "preference"}, {"task": "em", "checkpoints": [7]}]}, "evaluations.1.checkpoints"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_named_with_a_line(
+    written: Callable[[str], Path], changed: dict[str, Any], field: str
+) -> None:
+    text = yaml.safe_dump(MINIMAL | {"steps": 10} | changed, sort_keys=False)
+    line = next(n for n, one in enumerate(text.splitlines(), 1) if one.strip().startswith(field.rpartition(".")[2]))
+    with pytest.raises(UserError) as caught:
+        make_plan(load_study(written(text)))
+    assert f"study.yaml:{line}: {field}: " in str(caught.value)
+
+
+def test_the_second_axis_of_a_name_is_named_by_its_own_line(written: Callable[[str], Path]) -> None:
+    optimisers = [{"name": "adamw", "lr": 1e-4}, {"name": "adamw", "lr": 1e-4, "hyperparameters": {"beats": [0.9, 1]}}]
+    penalties = ["none", {"name": "spectral", "strength": 1.0}, {"name": "spectral", "hyperparameters": {"nosuch": 1}}]
+    arm = {"dataset": "finance_bad", "optimiser": "adamw", "penalty": {"name": "spectral", "hyperparameters": {"x": 1}}}
+    for changed, field in (
+        ({"optimisers": optimisers}, "optimisers.1"),
+        ({"penalties": penalties}, "penalties.2"),
+        ({"penalties": penalties[:2], "arms": [arm]}, "arms.0.penalty"),
+    ):
+        loaded = load_study(written(yaml.safe_dump(MINIMAL | changed, sort_keys=False)))
+        with pytest.raises(UserError, match=rf"study\.yaml:\d+: {field}: "):
+            make_plan(loaded)
+
+
+def test_arms_that_differ_in_their_penaltys_settings_are_two_cells() -> None:
+    def arm(value: float) -> dict[str, Any]:
+        penalty = {"name": "spectral", "hyperparameters": {"x": value}}
+        return {"dataset": "finance_bad", "optimiser": "adamw", "penalty": penalty}
+
+    labels = [cell.label for cell in cells(study(arms=[arm(1), arm(2)]))]
+    assert labels[1:] == [f"finance_bad-adamw-lr0.001-spectral1-x{x}-seed0" for x in (1, 2)]
 
 
 def test_missing_files_and_folders_are_one_line(tmp_path: Path) -> None:
