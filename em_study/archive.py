@@ -4,7 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,14 +19,14 @@ from em_study.logs import Logs, log_folder
 from em_study.pack import PACKED, pack
 from em_study.plan import RUN_FILE, Plan, make_plan
 from em_study.redact import machine_paths, redact_file, redaction
-from em_study.report import write_report
+from em_study.report import write_reports
+from em_study.report.html import TRANSCRIPTS
 from em_study.study import Study, load_study
 from em_study.table import all_results, write_tables
 from em_train.spectra import SPECTRA
 from em_train.step_record import STEPS_FILE
 
 OPTIONAL = ("spectra", "report", "tables", "transcripts")
-PARTS_PACKED = ("runs", "logs", "report/transcripts")
 INDEX = "archive.json"
 MEGABYTE = 1_000_000
 
@@ -85,9 +85,10 @@ def write_archive(
             if path.suffix == ".eval" and "transcripts" in without:
                 _drop_events(path)
             redact_file(path, redact)
-        for part in PARTS_PACKED:
-            if packed and (draft / part).is_dir():
-                pack(draft / part)
+        if packed:
+            for part in [draft / "runs", draft / "logs", *sorted((draft / "report").rglob(TRANSCRIPTS))]:
+                if part.is_dir():
+                    pack(part)
         sizes = _sizes(draft)
         _refuse_large(sizes, max_mb, without, packed)
         write_json(draft / INDEX, _index(study, draft, lacking, without))
@@ -162,12 +163,12 @@ def _copy(source: Path, target: Path) -> None:
 
 def _summarise(study: Study, plan: Plan, chosen: list[Target], draft: Path, without: Collection[str]) -> list[str]:
     """Report and tables, made anew so that they agree with the logs beside them; returns what is lacking."""
-    results = all_results(study, chosen)
     lacking = absent(plan)
+    results = all_results(study, chosen, lacking)
     if "tables" not in without:
         write_tables(results, draft / "tables")
     if "report" not in without:
-        write_report(replace(next(iter(results.values())), absent=tuple(lacking)), draft / "report")
+        write_reports(results, draft / "report")
     missing = [f"{row.label}: {why}" for found in results.values() for row in found.rows for why in row.missing]
     return lacking + list(dict.fromkeys(missing))
 

@@ -85,6 +85,7 @@ class Results:
         reproduces, assumptions, drops: of the study file: what published study it reconstructs, which settings its
             text leaves open, and which axes are left out.
         absent: cells of the study that are not here, or not whole: one line each.
+        evaluation: name of the `em` evaluation whose answers the rows hold; empty where there is none.
     """
 
     study: str
@@ -100,6 +101,7 @@ class Results:
     drops: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     not_contrasted: tuple[str, ...] = ()
+    evaluation: str = ""
 
 
 ARM = {"bad": "bad", "benign": "benign", "unknown": "other data"}
@@ -151,6 +153,7 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
         drops=study.drops,
         absent=tuple(absent),
         not_contrasted=tuple(several.values()),
+        evaluation=evaluations["em"] or "",
     )
 
 

@@ -4,6 +4,7 @@ Answers carry the column names of Betley et al.'s released tables (question_id, 
 so that scripts written for those read ours.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from em_study.results import Results, Row, collect
 from em_study.study import Study
 
 
-def all_results(study: Study, chosen: list[Target]) -> dict[str, Results]:
+def all_results(study: Study, chosen: list[Target], absent: Sequence[str] = ()) -> dict[str, Results]:
     """The study's results for each of its `em` evaluations, by name; without any, under the name ""."""
     names = [evaluation.name for evaluation in study.evaluations if evaluation.task == "em"]
-    return {name: collect(study, chosen, name) for name in names} or {"": collect(study, chosen)}
+    return {name: collect(study, chosen, name, absent) for name in names} or {"": collect(study, chosen, absent=absent)}
 
 
 def write_tables(results: dict[str, Results], folder: Path) -> dict[str, int]:

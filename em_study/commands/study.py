@@ -71,15 +71,18 @@ def report(
     """Join what is there, print the table and write runs/NAME/report/index.html, with figures as SVG and PNG."""
     from em_study.execute import absent, existing
     from em_study.plan import make_plan
-    from em_study.report import print_table, write_report
-    from em_study.results import collect
+    from em_study.report import print_table, write_reports
     from em_study.study import load_study
+    from em_study.table import all_results
 
     loaded = load_study(study)
     plan = make_plan(loaded)
-    results = collect(loaded, existing(plan), absent=absent(plan))
-    page = write_report(results, Path("runs") / loaded.name / "report", study, bundle)
-    print_table(results, Console())
+    results = all_results(loaded, existing(plan), absent(plan))
+    page = write_reports(results, Path("runs") / loaded.name / "report", study, bundle)
+    for name, found in results.items():
+        if len(results) > 1:
+            print(f"evaluation {name}")
+        print_table(found, Console())
     print(f"report: {page}")
 
 

@@ -5,9 +5,10 @@ page's sections are one template each, in the order of `templates/report.html.j2
 """
 
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -106,12 +107,35 @@ class Line:
     end: bool
 
 
-def write_report(results: Results, folder: Path, study_file: Path | None = None, bundle: bool = False) -> Path:
+def write_reports(
+    results: Mapping[str, Results], folder: Path, study_file: Path | None = None, bundle: bool = False
+) -> Path:
+    """A report for each `em` evaluation by its name, linked to each other: the first as `index.html`, the others in
+    folders of their own. Returns the path of the first; arguments and errors as of `write_report`."""
+    folders = {name: folder / f"evaluation-{name}" if number else folder for number, name in enumerate(results)}
+    for name, found in results.items():
+        others = {
+            other: f"{Path(os.path.relpath(place, folders[name])).as_posix()}/index.html"
+            for other, place in folders.items()
+            if other != name
+        }
+        write_report(found, folders[name], study_file, bundle, others)
+    return folder / "index.html"
+
+
+def write_report(
+    results: Results,
+    folder: Path,
+    study_file: Path | None = None,
+    bundle: bool = False,
+    others: Mapping[str, str] = {},
+) -> Path:
     """Write `index.html`, `figures/` and `transcripts/<slug>.html` under `folder`; returns the path of the first.
 
     Args:
         study_file: as the commands on the page name it.
         bundle: write Inspect's viewer with the logs as `viewer/` too, and link answers to it.
+        others: addresses of the reports of the study's other evaluations, by name.
 
     Raises:
         UserError: `bundle` without any log.
@@ -144,7 +168,7 @@ def write_report(results: Results, folder: Path, study_file: Path | None = None,
             outcomes=OUTCOMES,
         )
         write_text(folder / TRANSCRIPTS / f"{line.slug}.html", page)
-    facts = _facts(results, lines, colours) | {"commands": commands(results, study_file, bundle)}
+    facts = _facts(results, lines, colours) | {"commands": commands(results, study_file, bundle), "others": others}
     _write_figures(_drawings(facts), folder / FIGURES)
     index = folder / "index.html"
     write_text(index, environment.get_template("report.html.j2").render(**facts))

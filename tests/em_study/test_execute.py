@@ -38,6 +38,7 @@ from em_study.executors.local import ThisProcess
 from em_study.logs import Logs, log_folder
 from em_study.plan import make_plan, thaw
 from em_study.progress import progress
+from em_study.report import write_reports
 from em_study.results import Results, collect
 from em_study.table import all_results, answer_table
 from em_train.datasets import dataset_registry
@@ -788,6 +789,18 @@ def test_two_question_sets_in_one_study(done: Place, tmp_path: Path, monkeypatch
     assert asked_ids == {"em": ["one"], "em-two": ["two"]}
     table = answer_table(results)
     assert list(table["evaluation"]) == ["em", "em-two"] and list(table["question_id"]) == ["one", "two"]
+    # A page for the answers of each, which lead to each other.
+    page = write_reports(results, tmp_path / "report")
+    other = tmp_path / "report" / "evaluation-em-two" / "index.html"
+    assert page == tmp_path / "report" / "index.html"
+    first, second = (path.read_text(encoding="utf-8") for path in (page, other))
+    assert '<a href="evaluation-em-two/index.html">em-two</a>.' in first and "evaluation <strong>em<" in first
+    assert '<a href="../index.html">em</a>.' in second and "evaluation <strong>em-two<" in second
+    shown = [
+        (folder / "transcripts" / "base-step-0.html").read_text(encoding="utf-8")
+        for folder in (page.parent, other.parent)
+    ]
+    assert ["one, sample 1" in text for text in shown] == [True, False] and "two, sample 1" in shown[1]
 
 
 def test_export_holds_every_answer_and_every_checkpoint(
