@@ -138,7 +138,7 @@ def _copy_logs(study: Study, chosen: list[Target], draft: Path) -> None:
     """The logs that answer this study, wherever they lie, under its own labels."""
     logs = Logs()
     for target in chosen:
-        manifest = read_manifest(target.checkpoint)
+        manifest = target.manifest or read_manifest(target.checkpoint)
         for evaluation in study.evaluations:
             path = logs.find(study.name, target.label, manifest, evaluation)
             if path is not None:

@@ -16,14 +16,21 @@ from em_core.errors import UserError
 from em_core.manifest import Manifest, manifest_or_none
 from em_eval.intervals import Interval
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_study.blocks import NOT_COMPARED, SETTINGS, block_of, data_of, run_ends, setting_of
+from em_study.blocks import (
+    NOT_COMPARED,
+    SETTINGS,
+    block_of,
+    data_of,
+    run_ends,
+    setting_of,
+    trained_to_its_end,
+)
 from em_study.contrasts import OptimiserContrast
 from em_study.extremes import Extremes, extremes
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.matched import Bounds, Matched, Point, Run, match
 from em_study.names import treatment_of
 from em_study.penalty_effect import PenaltyEffect, penalty_effects
-from em_study.plan import is_done
 from em_study.results import Results, Row
 from em_study.table import checkpoint_table
 from em_study.variance import VarianceShares, variance_shares
@@ -152,7 +159,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
         if row.arm in NOT_COMPARED or run_id in unfinished:
             continue
         if run_id not in runs:
-            if not is_done(row.checkpoint.parent):
+            if not trained_to_its_end(row):
                 unfinished[run_id] = f"{_run_label(row)}: not trained to its end: in no comparison"
                 continue
             runs[run_id] = row

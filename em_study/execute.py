@@ -43,11 +43,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Target:
-    """A checkpoint to report. `label` also names its log folder, `asked` are the study's evaluations of it by name."""
+    """A checkpoint to report.
+
+    Attributes:
+        label: also names its log folder.
+        asked: the study's evaluations of it, by name.
+        manifest: as its logs carry it, where there are logs alone and no run folder; `run_done`: whether the run's
+            last checkpoint is among those. Both are None where the folder says it.
+    """
 
     label: str
     checkpoint: Path
     asked: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+    run_done: bool | None = None
 
 
 def perform(root: str, kind: Kind, cell: str, keep_server: bool = False) -> list[str]:
@@ -216,29 +225,49 @@ def _inspect(study: str, label: str, checkpoint: Path, evaluation: Evaluation, f
 
 
 def existing(plan: Plan) -> list[Target]:
-    """The checkpoints that are there already, bases first, then in order of cells, without training anything."""
+    """The checkpoints that are there already, bases first, then in order of cells, without training anything.
+
+    Of a cell that has no run folder here, those that its logs tell of.
+    """
     found: list[Target] = []
     bases: list[Target] = []
+    logs = Logs()
     for cell in plan.cells:
         place(cell)
+        told = _told(cell, logs)
+        run_done = cell.config.kept_steps()[-1] in told if told else None
         for label, checkpoint in cell.targets():
-            if checkpoint_of(cell, checkpoint):
+            manifest = told.get(int(checkpoint.name.removeprefix("checkpoint-")))
+            if manifest or checkpoint_of(cell, checkpoint):
                 asked = tuple(evaluation.name for other, _, evaluation in cell.asked() if other == label)
-                (bases if label == cell.base_label else found).append(Target(label, checkpoint, asked))
+                target = Target(label, checkpoint, asked, manifest, run_done)
+                (bases if label == cell.base_label else found).append(target)
     return bases + found
+
+
+def _told(cell: FrozenCell, logs: Logs) -> dict[int, Manifest]:
+    """By step, the manifests in the logs of a cell that has no run folder here."""
+    if cell.folder.exists():
+        return {}
+    told = ((step, logs.manifest(cell.run_id, step)) for step in cell.config.kept_steps())
+    return {step: manifest for step, manifest in told if manifest is not None}
 
 
 def absent(plan: Plan) -> list[str]:
     """What the plan asks for and the disk does not hold, a line a cell: left out, failed or not trained to its end."""
     lines = [f"{label}: left out ({why})" for label, why in plan.left_out.items()]
+    logs = Logs()
     for cell in plan.cells:
         folder = place(cell)
-        paths = {step: folder / f"checkpoint-{step}" for step in cell.steps()}
-        lost = [step for step, path in paths.items() if not (path / MANIFEST).is_file()]
-        damaged = [path for step, path in paths.items() if step not in lost and not checkpoint_of(cell, path)]
+        told = _told(cell, logs)
+        asked = {path.name for _, path in cell.targets()}  # of the others no log could tell
+        names = {step: f"checkpoint-{step}" for step in cell.steps()}
+        paths = {step: folder / name for step, name in names.items() if not told or name in asked}
+        lost = [step for step, path in paths.items() if step not in told and not (path / MANIFEST).is_file()]
+        damaged = [path for path in paths.values() if (path / MANIFEST).is_file() and not checkpoint_of(cell, path)]
         if lost:
             lines.append(f"{cell.label}: no checkpoint at step {', '.join(map(str, lost))}")
-        elif not is_done(folder):
+        elif not told and not is_done(folder):
             lines.append(f"{cell.label}: not trained to its end")
         lines += [f"{cell.label}: {path / MANIFEST} is damaged, or another checkpoint's" for path in damaged]
     return lines

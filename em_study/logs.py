@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai.log import EvalLog, read_eval_log
+from pydantic import ValidationError
 
 from em_core.errors import UserError
 from em_core.files import sha256_file, sha256_json
@@ -33,12 +34,15 @@ class Logs:
         self._finished: dict[tuple[str, str], list[tuple[Path, EvalLog]]] = {}
         self._contents: dict[Evaluation, str | None] = {}
         self._means: dict[Evaluation, float | None] = {}
+        self._manifests: dict[tuple[str, int], dict[str, Any]] = {}
         for path in sorted(LOGS.rglob("*.eval")) if LOGS.is_dir() else []:
             header = _header(path, path.stat().st_mtime_ns)
             if header is not None and header.status == "success":
                 task = header.eval.task.rpartition("/")[2]
                 for weights in _tested(header):
                     self._finished.setdefault((task, weights), []).append((path, header))
+                if kept := (header.eval.metadata or {}).get("manifest"):
+                    self._manifests[kept.get("run_id"), kept.get("step")] = kept
 
     def find(self, study: str, label: str, manifest: Manifest, evaluation: Evaluation) -> Path | None:
         """The newest log of `evaluation` on these weights, one of this study's own first."""
@@ -46,6 +50,14 @@ class Logs:
         found = [path for path, header in self._of(manifest, evaluation) if _agrees(header, asked)]
         own = [path for path in found if path.is_relative_to(log_folder(study, label))]
         return max(own or found, key=lambda path: path.name, default=None)  # names begin with the time
+
+    def manifest(self, run_id: str, step: int) -> Manifest | None:
+        """A checkpoint's manifest as its logs carry it, without first example and environment; None without a log."""
+        kept = self._manifests.get((run_id, step))
+        try:
+            return None if kept is None else Manifest.model_validate(kept | {"first_example": "", "environment": {}})
+        except ValidationError:  # a log of another version of ours
+            return None
 
     def unlike(self, manifest: Manifest, evaluation: Evaluation) -> list[Path]:
         """Logs of the same task on these weights, under whatever settings and prompts, by time."""

@@ -522,6 +522,27 @@ def test_a_damaged_file_costs_its_own_row_and_is_named(
         assert (rows["Lion"].rate is None) == (what == "log") and (rows["Lion"].spectra == []) == (what != "log")
 
 
+def test_a_folder_of_logs_alone_is_enough_for_a_report(
+    done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, em: Callable[..., int], capsys: Any
+) -> None:
+    """The manifest travels in each log: the same rows, but for singular values, which lie with the weights."""
+    study = copy_of(done, tmp_path, monkeypatch)
+    whole = collect(study, kept(study))
+    shutil.rmtree("runs")
+    assert absent(make_plan(study)) == []
+    assert em("report", "tiny.yaml") == em("compare", "tiny.yaml") == em("export", "tiny.yaml") == 0
+    assert "absent" not in capsys.readouterr().out.lower()
+    alone = collect(study, kept(study))
+    assert [row.label for row in alone.rows] == [row.label for row in whole.rows] and alone.verdict == whole.verdict
+    for ours, theirs in zip(alone.rows, whole.rows, strict=True):
+        assert ours.answers == theirs.answers and (ours.rate, ours.shift) == (theirs.rate, theirs.shift)
+        assert ours.manifest.for_log() == theirs.manifest.for_log() and ours.spectra == []
+    assert alone.contrasts == whole.contrasts and len(alone.contrasts) == 1
+    shutil.rmtree(next(Path("logs/tiny").glob("tiny_bad-lion-*-step2")))
+    lion = make_plan(study).cells[1]
+    assert absent(make_plan(study)) == [f"{lion.label}: no checkpoint at step 0, 2"]
+
+
 def test_another_checkpoints_manifest_is_not_taken_for_ones_own(
     done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

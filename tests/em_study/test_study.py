@@ -322,10 +322,20 @@ def test_presets_say_what_is_guessed_and_what_is_left_out(name: str) -> None:
         assert loaded.reproduces == "arXiv 2606.31591" and "reconstruction" in loaded.title
         assert {a.source for a in loaded.assumptions} == {"guess", "follow-up"}
         assert loaded.held_out_fraction == 0.02
-        for setting in ("epochs", "max_length", "held_out_fraction", "seeds", "evaluations.em.grader"):
-            assert any(a.setting == setting for a in loaded.assumptions), setting
+        told = {assumption.setting for assumption in loaded.assumptions}
+        unknown = {"epochs", "max_length", "max_grad_norm", "held_out_fraction", "seeds", "dtype", "batch_size"}
+        unknown |= {"warmup_steps", "schedule"}
+        unknown |= {
+            f"evaluations.em.{x}" for x in ("grader", "reader", "thinking", "max_tokens", "temperature", "top_p")
+        }
+        assert unknown <= told
+        for axis in loaded.optimisers:
+            assert told & {"optimisers.*.lr", f"optimisers.{axis.name}", f"optimisers.{axis.name}.lr"}
+            whole = {f"optimisers.{axis.name}", f"optimisers.{axis.name}.hyperparameters"}
+            assert not axis.hyperparameters or told & whole, axis.name
     else:
         assert loaded.drops and not loaded.reproduces
+        assert len(loaded.seeds) > 1 or "seeds: one" in loaded.drops
 
 
 def test_the_adversarial_study_asks_with_and_without_the_cue_alike() -> None:

@@ -25,9 +25,10 @@ from em_study.results import Row
 # The page's light colours. Inside the page they become its variables, which differ between light and dark.
 INK, MUTED, PAGE = "#1d1f21", "#63676b", "#ffffff"
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", PAGE: "var(--page)"}
-# Okabe & Ito; its yellow is left out (unreadable on white), its black is the page's ink.
+# Okabe & Ito; its yellow is left out (unreadable on white), its black is the page's ink. Then what of Tol's muted set
+# is none of those: eleven optimisers have colours of their own, more repeat them and are told apart by their labels.
 KNOWN = {"adamw": "#0072B2", "lion": "#D55E00", "muon": "#009E73", "sgd": "#CC79A7", "adam": "#E69F00"}
-OTHERS = ("#56B4E9", INK)
+OTHERS = ("#56B4E9", INK, "#999933", "#AA4499", "#882255", "#117733")
 MARKERS = {"bad": "o", "benign": "o", "other data": "s"}
 LINES = {"bad": "-", "benign": "--", "other data": "-."}
 MOST_LABELS = 12  # of lines or points in one figure; more are told by colour alone, with a key

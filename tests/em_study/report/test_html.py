@@ -245,6 +245,9 @@ def test_rows_of_one_optimiser_share_a_colour_and_the_base_is_apart() -> None:
     assert len(set(colours.values())) == 4
     alone = palette([replace(rows[1], label=str(i)) for i in range(7)])
     assert len(set(alone.values())) == 7
+    names = (*KNOWN, "soap", "signsgd", "adafactor", "muon_gram", "lora_muon", "schedule_free_adamw")
+    several = palette([trained_row(name, "bad", 0.1, 3.0, [1.0]) for name in names])
+    assert len(set(several.values())) == len(names) == 11
 
 
 def test_figures_without_data_say_so() -> None:
