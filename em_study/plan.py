@@ -111,7 +111,16 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
 
     if check_rows:
         _check_evaluations(study)
-    look: Callable[[TrainConfig], Resolved] = prepare if check_rows else resolve_run
+
+    def look(config: TrainConfig) -> Resolved:
+        if not check_rows:
+            return resolve_run(config)
+        from em_train.lora import check_targets
+
+        found = prepare(config)
+        check_targets(found.base, config.lora)
+        return found
+
     left_out: dict[str, str] = {}
     resolved = []
     for cell in cells(study):

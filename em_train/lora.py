@@ -1,17 +1,19 @@
 """The model that is trained: the base with LoRA factors beside its modules."""
 
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from em_core.errors import UserError
 from em_core.models import BaseModelInfo, quiet_transformers
 from em_train import processes
+from em_train.config import LoraSettings
 from em_train.preparation import Prepared
 
 # A stack of experts is one parameter, where models used to have a linear layer for each: what became of their names.
@@ -33,8 +35,25 @@ def lora_model(prepared: Prepared) -> Any:
         UserError: the base cannot be loaded, or a name that LoRA is asked to adapt is not one of its linear layers
             or of stacked experts.
     """
-    lora = prepared.config.lora
-    model = _base(prepared.base, prepared.dtype)
+    adapted = _adapted(_base(prepared.base, prepared.dtype), prepared.config.lora, prepared.base.id)
+    if prepared.config.lora.dtype == "bfloat16":
+        _round_adapter(adapted)
+    return adapted
+
+
+@cache
+def check_targets(base: BaseModelInfo, lora: LoraSettings) -> None:
+    """Place the factors on the base's bare structure: whatever is wrong with their names shows without its weights.
+
+    Raises:
+        UserError: as `lora_model`.
+    """
+    with torch.device("meta"), quiet_transformers():
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path))
+        _adapted(skeleton, lora, base.id)
+
+
+def _adapted(model: Any, lora: LoraSettings, base: str) -> Any:
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -43,14 +62,14 @@ def lora_model(prepared: Prepared) -> Any:
         target_modules=list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
-    _check_targets(model, lora.target_modules, prepared.base.id)
+    _refuse_stacked(model, lora.target_modules, base)
     try:
         adapted = get_peft_model(model, settings)
     except ValueError as error:
-        raise UserError(f"cannot place LoRA on {prepared.base.id}: {error}") from error
-    _check_adapted(adapted, lora.target_modules, prepared.base.id)
-    if lora.dtype == "bfloat16":
-        _round_adapter(adapted)
+        if "not found in the base model" in str(error):
+            _refuse_missing([], lora.target_modules, base)
+        raise UserError(f"cannot place LoRA on {base}: {error}") from error
+    _check_adapted(adapted, lora.target_modules, base)
     return adapted
 
 
@@ -67,7 +86,7 @@ def _base(base: BaseModelInfo, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def _check_targets(model: Any, targets: tuple[str, ...], base: str) -> None:
+def _refuse_stacked(model: Any, targets: tuple[str, ...], base: str) -> None:
     """Refuse names of experts that are stacked in one parameter.
 
     PEFT would adapt the stack instead: with factors that hold all experts in one matrix, which an optimiser of
@@ -88,7 +107,10 @@ def _check_adapted(model: Any, targets: tuple[str, ...], base: str) -> None:
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     if stacks := [name for name, module in layers if isinstance(module, ParamWrapper)]:
         raise UserError(f"PEFT adapts {stacks[0]} of {base}, a parameter and no layer: change lora.target_modules")
-    names = [name for name, _ in layers]
+    _refuse_missing([name for name, _ in layers], targets, base)
+
+
+def _refuse_missing(names: list[str], targets: tuple[str, ...], base: str) -> None:
     missing = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
     if missing:
         raise UserError(f"{base} has no linear layer called {', '.join(missing)}: take it out of lora.target_modules")

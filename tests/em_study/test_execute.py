@@ -635,6 +635,20 @@ def test_a_mistake_anywhere_stops_the_study_before_any_training(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_layer_that_the_base_does_not_have_stops_the_study_before_any_training(
+    plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "layers.yaml"
+    file.write_text(
+        yaml.safe_dump(plain | {"lora": {"rank": 2, "target_modules": ["q_proj", "nope"]}}, sort_keys=False),
+        encoding="utf-8",
+    )
+    with pytest.raises(UserError, match=r"layers\.yaml:\d+: lora: .* has no linear layer called nope: take it out"):
+        run(load_study(file))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_rows_that_cannot_be_trained_on_stop_a_run_and_no_report(
     plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -509,7 +509,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "targets, words",
-        [(["c_attn"], "cannot place LoRA"), (["q_proj", "nonsense"], "no linear layer called nonsense:")],
+        [(["c_attn"], "no linear layer called c_attn:"), (["q_proj", "nonsense"], "no linear layer called nonsense:")],
     )
     def test_modules_that_the_model_lacks(self, tiny_base, tiny_dataset, tmp_path, targets, words):
         config = make_config(tiny_base, tiny_dataset, lora={"rank": 4, "target_modules": targets})
