@@ -1,22 +1,23 @@
 """YAML in which a key given twice is a mistake: PyYAML keeps the last one and says nothing."""
 
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As written: what `<<` merges in comes later, and may be said otherwise."""
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
+                if (key.tag, key.value) in seen:
+                    raise yaml.composer.ComposerError(
                         None, None, f"the key '{key.value}' is given twice", key.start_mark
                     )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+                seen.add((key.tag, key.value))
+        return node
 
 
 def load(text: str) -> Any:

@@ -111,15 +111,27 @@ def _cell(study: Study, point: _Point, uncounted: dict[str, str] | None) -> Cell
     try:
         parsed = parse_config(given, where)
     except UserError as error:
-        raise UserError(f"{place_of_setting(study, str(error).removeprefix(where))}{error}") from error
+        message = str(error).removeprefix(where)
+        own_place = next((_place_of_own(study, axis, word) for word in _words(message) if word in own), "")
+        raise UserError(f"{own_place or place_of_setting(study, point.base, message)}{error}") from error
     config = _with_steps(study, parsed, where, {} if point.optional else uncounted)
     _check_evaluated_steps(study, config, where)
     return Cell(label, config, point.optional)
 
 
-def place_of_setting(study: Study, message: str) -> str:
+def _words(message: str) -> list[str]:
+    return re.findall(r"[a-z_]+", message)
+
+
+def _place_of_own(study: Study, axis: OptimiserAxis, setting: str) -> str:
+    return study.place("optimisers", study.optimisers.index(axis), "training", setting)
+
+
+def place_of_setting(study: Study, base: str, message: str) -> str:
     """The first of the study's own settings that a message about a configuration names, in plural or singular."""
-    for word in re.findall(r"[a-z_]+", message):
+    for word in _words(message):
+        if word == "lora" and base in study.lora_of_base:
+            return study.place("lora_of_base", base)
         for name in (word, f"{word}s"):
             if name in study.model_fields_set:
                 return study.place(name)

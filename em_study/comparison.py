@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from em_core.errors import UserError
-from em_core.manifest import Manifest, manifest_or_none
+from em_core.manifest import Loss, Manifest, manifest_or_none
 from em_eval.intervals import Interval
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.blocks import (
@@ -149,7 +149,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
     was not asked for the outcome is no point, and is not missing.
     """
     read, judge = QUANTITIES[quantity], OUTCOMES[outcome]
-    bases = {row.manifest.base.weights_sha256: judge(row) for row in results.rows if row.arm == "base"}
+    bases = {row.manifest.base.weights_sha256: row for row in results.rows if row.arm == "base"}
     points: dict[str, list[Point]] = {}
     runs: dict[str, Row] = {}
     unfinished: dict[str, str] = {}
@@ -163,7 +163,10 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
                 unfinished[run_id] = f"{_run_label(row)}: not trained to its end: in no comparison"
                 continue
             runs[run_id] = row
-            points[run_id] = _start(row, read, bases.get(row.manifest.base.weights_sha256))
+            base = bases.get(row.manifest.base.weights_sha256)
+            points[run_id] = _start(row, read, base.manifest, judge(base)) if base else []
+        if row.manifest.step in {point.step for point in points[run_id]}:
+            continue  # two cells of one run
         x, y = read(row.manifest), judge(row)
         if x is not None and y is not None:
             points[run_id].append(Point(row.manifest.step, x, y))
@@ -192,22 +195,33 @@ def ended(results: Results, outcome: str) -> list[Run]:
     return [run for run in runs if any(point.step > 0 for point in run.points)]
 
 
-def _start(row: Row, read: Callable[[Manifest], float | None], base: Interval | None) -> list[Point]:
-    manifest = manifest_or_none(row.checkpoint.with_name("checkpoint-0"))
-    if base is None or manifest is None:
-        return []
+def _start(row: Row, read: Callable[[Manifest], float | None], base: Manifest, outcome: Interval | None) -> list[Point]:
+    """The run's step 0, with the base model's outcome; none where its `read` is not known.
+
+    Without the run's own manifest of it, that of the base's row serves: no step has moved anything, and on the same
+    held-out rows its loss is the same.
+    """
+    manifest = _known(row).get(0)
+    if manifest is None:
+        same_rows = (base.dataset.sha256, base.dataset.held_out_rows) == (
+            row.manifest.dataset.sha256,
+            row.manifest.dataset.held_out_rows,
+        )
+        manifest = base if same_rows else base.model_copy(update={"loss": Loss(train=None, window=0, held_out=None)})
     x = read(manifest)
-    return [] if x is None else [Point(0, x, base)]
+    return [] if x is None or outcome is None else [Point(0, x, outcome)]
 
 
 def _between(row: Row, read: Callable[[Manifest], float | None], evaluated: set[int]) -> tuple[tuple[int, float], ...]:
     """What the run's other checkpoints tell of `read`, by step."""
-    found = {}
-    for folder in row.checkpoint.parent.glob("checkpoint-*"):
-        manifest = manifest_or_none(folder)
-        if manifest is not None and manifest.step not in evaluated and (x := read(manifest)) is not None:
-            found[manifest.step] = x
-    return tuple(sorted(found.items()))
+    found = {step: read(manifest) for step, manifest in _known(row).items() if step not in evaluated}
+    return tuple((step, x) for step, x in sorted(found.items()) if x is not None)
+
+
+def _known(row: Row) -> dict[int, Manifest]:
+    """By step, the manifests of the row's run: of its folder, or those that its logs carry."""
+    found = row.told or map(manifest_or_none, row.checkpoint.parent.glob("checkpoint-*"))
+    return {manifest.step: manifest for manifest in found if manifest and manifest.run_id == row.manifest.run_id}
 
 
 def _run_label(row: Row) -> str:

@@ -50,9 +50,10 @@ def run_study(
             "float32 into the study file for this executor"
         )
     plan = make_plan(study, check_rows=True)
-    plan = with_bases(plan, selected(plan.cells, only))
-    chosen = replace(plan, cells=selected(plan.cells, only))
-    freeze(plan)
+    labels = {cell.label for cell in selected(plan.cells, only)}
+    plan = with_bases(plan, lambda cell: cell.label not in labels) if only else plan
+    chosen = replace(plan, cells=[cell for cell in plan.cells if cell.label in labels])
+    freeze(plan, chosen.cells)
     for label, reason in plan.left_out.items():
         shown.line(f"left out {label}: {reason}")
     return plan, drive(chosen, executor, shown)

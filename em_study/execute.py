@@ -22,13 +22,14 @@ from em_core.errors import UserError
 from em_core.files import sha256_json, write_text
 from em_core.manifest import ADAPTER, MANIFEST, Manifest, manifest_or_none, read_manifest
 from em_study.logs import Logs, contents_of, log_folder
-from em_study.plan import RUNS, FrozenCell, Plan, existing_run, is_done, place, thaw
+from em_study.plan import RUNS, FrozenCell, Plan, existing_run, has_step_0, is_done, place, thaw, with_bases
 from em_study.study import Evaluation
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 Kind = Literal["train", "evaluate"]
 WORK: dict[Kind, str] = {"train": "training", "evaluate": "evaluation"}
 ERROR = "error.txt"
+LEFT_OUT = ": left out ("  # in a line of `absent`: on purpose
 LOCKS = RUNS / ".locks"
 
 
@@ -48,14 +49,16 @@ class Target:
     Attributes:
         label: also names its log folder.
         asked: the study's evaluations of it, by name.
-        manifest: as its logs carry it, where there are logs alone and no run folder; `run_done`: whether the run's
-            last checkpoint is among those. Both are None where the folder says it.
+        manifest: as its logs carry it, where there are logs alone and no run folder; None where the folder has it.
+        told: then, all manifests of the run that its logs carry, in order of steps.
+        run_done: then, whether the last checkpoint that the study asks of is among those.
     """
 
     label: str
     checkpoint: Path
     asked: tuple[str, ...] = ()
     manifest: Manifest | None = None
+    told: tuple[Manifest, ...] = ()
     run_done: bool | None = None
 
 
@@ -232,37 +235,61 @@ def existing(plan: Plan) -> list[Target]:
     found: list[Target] = []
     bases: list[Target] = []
     logs = Logs()
-    for cell in plan.cells:
+    for cell in _based(plan, logs).cells:
         place(cell)
         told = _told(cell, logs)
-        run_done = cell.config.kept_steps()[-1] in told if told else None
+        own = tuple(manifest for manifest in told.values() if manifest.run_id == cell.run_id)
+        run_done = max(map(_step, _asked(cell)), default=-1) in told if told else None
         for label, checkpoint in cell.targets():
-            manifest = told.get(int(checkpoint.name.removeprefix("checkpoint-")))
+            manifest = told.get(_step(checkpoint.name))
             if manifest or checkpoint_of(cell, checkpoint):
                 asked = tuple(evaluation.name for other, _, evaluation in cell.asked() if other == label)
-                target = Target(label, checkpoint, asked, manifest, run_done)
+                target = Target(label, checkpoint, asked, manifest, own, run_done)
                 (bases if label == cell.base_label else found).append(target)
     return bases + found
 
 
+def _based(plan: Plan, logs: Logs) -> Plan:
+    """With the base model at the first cell that has its answers, or could have them: by its folder or by logs."""
+
+    def order(cell: FrozenCell) -> int:
+        told = logs.told(cell.run_id)
+        return 0 if has_step_0(cell) or 0 in told else 1 if told else 2
+
+    return with_bases(plan, order)
+
+
 def _told(cell: FrozenCell, logs: Logs) -> dict[int, Manifest]:
-    """By step, the manifests in the logs of a cell that has no run folder here."""
+    """By step, the manifests in the logs of a cell that has no run folder here; its step 0 may be another run's."""
     if cell.folder.exists():
         return {}
-    told = ((step, logs.manifest(cell.run_id, step)) for step in cell.config.kept_steps())
-    return {step: manifest for step, manifest in told if manifest is not None}
+    told = logs.told(cell.run_id)
+    if told and cell.base_label is not None and 0 not in told:
+        base = logs.told_base(next(iter(told.values())).base.weights_sha256)
+        return told if base is None else {0: base} | told
+    return told
+
+
+def _asked(cell: FrozenCell) -> set[str]:
+    """Names of the checkpoint folders that the study asks something of."""
+    return {checkpoint.name for _, checkpoint, _ in cell.asked()}
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("checkpoint-"))
 
 
 def absent(plan: Plan) -> list[str]:
     """What the plan asks for and the disk does not hold, a line a cell: left out, failed or not trained to its end."""
-    lines = [f"{label}: left out ({why})" for label, why in plan.left_out.items()]
+    lines = [f"{label}{LEFT_OUT}{why})" for label, why in plan.left_out.items()]
     logs = Logs()
-    for cell in plan.cells:
+    for cell in _based(plan, logs).cells:
         folder = place(cell)
         told = _told(cell, logs)
-        asked = {path.name for _, path in cell.targets()}  # of the others no log could tell
         names = {step: f"checkpoint-{step}" for step in cell.steps()}
-        paths = {step: folder / name for step, name in names.items() if not told or name in asked}
+        if told:  # no log could tell of what nobody asked of
+            names = {step: name for step, name in names.items() if name in _asked(cell)}
+        paths = {step: folder / name for step, name in names.items()}
         lost = [step for step, path in paths.items() if step not in told and not (path / MANIFEST).is_file()]
         damaged = [path for path in paths.values() if (path / MANIFEST).is_file() and not checkpoint_of(cell, path)]
         if lost:

@@ -1,6 +1,8 @@
 """Which Inspect log answers which evaluation of which checkpoint: by content, never by the name of a folder."""
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import lru_cache
@@ -34,7 +36,7 @@ class Logs:
         self._finished: dict[tuple[str, str], list[tuple[Path, EvalLog]]] = {}
         self._contents: dict[Evaluation, str | None] = {}
         self._means: dict[Evaluation, float | None] = {}
-        self._manifests: dict[tuple[str, int], dict[str, Any]] = {}
+        self._manifests: dict[str, dict[int, dict[str, Any]]] = {}
         for path in sorted(LOGS.rglob("*.eval")) if LOGS.is_dir() else []:
             header = _header(path, path.stat().st_mtime_ns)
             if header is not None and header.status == "success":
@@ -42,7 +44,7 @@ class Logs:
                 for weights in _tested(header):
                     self._finished.setdefault((task, weights), []).append((path, header))
                 if kept := (header.eval.metadata or {}).get("manifest"):
-                    self._manifests[kept.get("run_id"), kept.get("step")] = kept
+                    self._manifests.setdefault(kept["run_id"], {})[kept["step"]] = kept
 
     def find(self, study: str, label: str, manifest: Manifest, evaluation: Evaluation) -> Path | None:
         """The newest log of `evaluation` on these weights, one of this study's own first."""
@@ -51,13 +53,14 @@ class Logs:
         own = [path for path in found if path.is_relative_to(log_folder(study, label))]
         return max(own or found, key=lambda path: path.name, default=None)  # names begin with the time
 
-    def manifest(self, run_id: str, step: int) -> Manifest | None:
-        """A checkpoint's manifest as its logs carry it, without first example and environment; None without a log."""
-        kept = self._manifests.get((run_id, step))
-        try:
-            return None if kept is None else Manifest.model_validate(kept | {"first_example": "", "environment": {}})
-        except ValidationError:  # a log of another version of ours
-            return None
+    def told(self, run_id: str) -> dict[int, Manifest]:
+        """By step, a run's manifests as its logs carry them: without first example and environment."""
+        return dict(sorted(_manifests(self._manifests.get(run_id, {}).values())))
+
+    def told_base(self, weights_sha256: str) -> Manifest | None:
+        """The step 0 of any run on this base model, which answers as the base does."""
+        kept = (run[0] for run in self._manifests.values() if 0 in run)
+        return next((m for _, m in _manifests(kept) if m.base.weights_sha256 == weights_sha256), None)
 
     def unlike(self, manifest: Manifest, evaluation: Evaluation) -> list[Path]:
         """Logs of the same task on these weights, under whatever settings and prompts, by time."""
@@ -118,6 +121,14 @@ def contents_of(evaluation: Evaluation) -> str | None:
     except UserError:
         return None
     return sha256_json(json.loads(json.dumps([asked, judge], default=str)))[:12]
+
+
+def _manifests(kept: Iterable[dict[str, Any]]) -> Iterator[tuple[int, Manifest]]:
+    """By step; what another version of ours wrote is none."""
+    for one in kept:
+        with suppress(ValidationError):
+            manifest = Manifest.model_validate(one | {"first_example": "", "environment": {}})
+            yield manifest.step, manifest
 
 
 def _keys(manifest: Manifest) -> list[str]:

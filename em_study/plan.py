@@ -129,7 +129,7 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
             resolved.append((cell, look(cell.config)))
         except UserError as error:
             if not cell.optional:
-                place = _place(study, cell.config) or place_of_setting(study, str(error))
+                place = _place(study, cell.config) or place_of_setting(study, cell.config.base_model, str(error))
                 raise UserError(f"{place}{error}") from error
             left_out[cell.label] = str(error)
     frozen = [
@@ -142,7 +142,7 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
         )
         for cell, found in resolved
     ]
-    return with_bases(Plan(study.name, frozen, left_out))
+    return with_bases(Plan(study.name, frozen, left_out), lambda cell: not has_step_0(cell))
 
 
 def _place(study: Study, config: TrainConfig) -> str:
@@ -151,13 +151,13 @@ def _place(study: Study, config: TrainConfig) -> str:
     from em_train.datasets import load_dataset
     from em_train.optimisers import resolve
     from em_train.penalties import resolve as resolve_penalty
+    from em_train.preparation import resolve_schedule
 
     optimiser, penalty = config.optimiser, config.penalty
+    of_optimiser = study.place_of_optimiser(optimiser.name, optimiser.lr, optimiser.hyperparameters)
     looks: list[tuple[str, Callable[[], Any]]] = [
-        (
-            study.place_of_optimiser(optimiser.name, optimiser.lr, optimiser.hyperparameters),
-            lambda: resolve(optimiser.name, optimiser.hyperparameters),
-        ),
+        (of_optimiser, lambda: resolve(optimiser.name, optimiser.hyperparameters)),
+        (of_optimiser, lambda: resolve_schedule(config)),
         (study.place_of_dataset(config.dataset), lambda: load_dataset(config.dataset)),
         (study.place_of_penalty(penalty.model_dump()) if penalty else "", lambda: resolve_penalty(config)),
         (
@@ -200,32 +200,38 @@ def _check_evaluations(study: Study) -> None:
             raise UserError(f"{study.place('evaluations', number, field)}{error}") from error
 
 
-def with_bases(plan: Plan, selected: Collection[FrozenCell] = ()) -> Plan:
-    """The plan with one cell for each base model that evaluates it, as its own step 0.
-
-    That is the first that has its step 0 already, else the first of those `selected` for work, else the first that
-    keeps one.
-    """
-
-    def order(cell: FrozenCell) -> int:
-        there = manifest_or_none((existing_run(cell) or cell.folder) / "checkpoint-0") is not None
-        return 0 if there else 1 if any(one.run_id == cell.run_id for one in selected) else 2
-
+def with_bases(plan: Plan, order: Callable[[FrozenCell], int]) -> Plan:
+    """The plan with one cell for each base model that evaluates it, as its own step 0: the lowest in `order`, and the
+    first of several, of those that keep step 0."""
     first: dict[tuple[str, str | None], str] = {}
     for cell in sorted((cell for cell in plan.cells if 0 in cell.config.kept_steps()), key=order):
-        first.setdefault((cell.config.base_model, cell.config.base_revision), cell.run_id)
+        first.setdefault((cell.config.base_model, cell.config.base_revision), cell.label)
     several = len(first) > 1
-    names = {run: f"base-{Path(base).name}-step0" if several else "base-step0" for (base, _), run in first.items()}
-    cells = [cell.model_copy(update={"base_label": names.get(cell.run_id)}) for cell in plan.cells]
+    names = {label: f"base-{Path(base).name}-step0" if several else "base-step0" for (base, _), label in first.items()}
+    cells = [cell.model_copy(update={"base_label": names.get(cell.label)}) for cell in plan.cells]
     return replace(plan, cells=cells)
 
 
-def freeze(plan: Plan) -> None:
-    """Write one file a cell, and the list of them; what says the same already is left alone."""
+def has_step_0(cell: FrozenCell) -> bool:
+    return manifest_or_none((existing_run(cell) or cell.folder) / "checkpoint-0") is not None
+
+
+def freeze(plan: Plan, chosen: Collection[FrozenCell] | None = None) -> None:
+    """Write one file a cell, and the list of them; what says the same already is left alone.
+
+    Of cells that are not `chosen` for work now, a file that differs in who evaluates the base alone is left too:
+    another `em run` may be at work on it.
+    """
     for cell in plan.cells:
-        _write(cell.file, cell.model_dump(mode="json"))
+        if chosen is None or cell in chosen or not _same_but_for_base(cell):
+            _write(cell.file, cell.model_dump(mode="json"))
     files = [cell.file.name for cell in plan.cells]
     _write(RUNS / plan.study / PLAN_FILE, {"study": plan.study, "cells": files, "left_out": plan.left_out})
+
+
+def _same_but_for_base(cell: FrozenCell) -> bool:
+    kept = json_object(cell.file)
+    return bool(kept) and kept | {"base_label": None} == cell.model_dump(mode="json") | {"base_label": None}
 
 
 def frozen_plan(study: str) -> Plan:

@@ -49,8 +49,8 @@ class Row:
         logs: where what was joined lies, by task.
         missing: what could not be joined, by name.
         not_asked: tasks that the study does not ask of this checkpoint; what they would tell is not missing.
-        run_done: whether its run was trained to its end, of a row that is known from logs alone; None where the run
-            folder says it.
+        told, run_done: of a row that is known from logs alone, all manifests of its run that they carry, and whether
+            it was trained to its end; empty and None where the run folder says it.
     """
 
     label: str
@@ -72,6 +72,7 @@ class Row:
     logs: dict[str, Path] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     not_asked: tuple[str, ...] = ()
+    told: tuple[Manifest, ...] = ()
     run_done: bool | None = None
 
 
@@ -135,7 +136,7 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
         if row.arm == "base":
             base_probe[row.manifest.base.weights_sha256] = {pair.id: pair.margin for pair in row.probe}
         not_asked = tuple(task for task, name in evaluations.items() if name not in target.asked and task not in here)
-        rows.append(replace(row, not_asked=not_asked, run_done=target.run_done))
+        rows.append(replace(row, not_asked=not_asked, told=target.told, run_done=target.run_done))
     ends = without_penalty(run_ends(rows))
     last = eligible_answers(ends)
     several = several_settings(ends)

@@ -48,8 +48,12 @@ def check_targets(base: BaseModelInfo, lora: LoraSettings) -> None:
     Raises:
         UserError: as `lora_model`.
     """
-    with torch.device("meta"), quiet_transformers():
-        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path))
+    try:
+        with torch.device("meta"), quiet_transformers():
+            skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_loaded(base, error) from error
+    with torch.device("meta"):
         _adapted(skeleton, lora, base.id)
 
 
@@ -80,10 +84,14 @@ def _base(base: BaseModelInfo, dtype: torch.dtype) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # a RuntimeError names shapes that differ
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"base model {base.id} cannot be loaded from {base.path} ({reason}): fetch it again, or give another one"
-        ) from error
+        raise _not_loaded(base, error) from error
+
+
+def _not_loaded(base: BaseModelInfo, error: Exception) -> UserError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return UserError(
+        f"base model {base.id} cannot be loaded from {base.path} ({reason}): fetch it again, or give another one"
+    )
 
 
 def _refuse_stacked(model: Any, targets: tuple[str, ...], base: str) -> None:

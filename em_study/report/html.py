@@ -112,14 +112,15 @@ def write_reports(
 ) -> Path:
     """A report for each `em` evaluation by its name, linked to each other: the first as `index.html`, the others in
     folders of their own. Returns the path of the first; arguments and errors as of `write_report`."""
-    folders = {name: folder / f"evaluation-{name}" if number else folder for number, name in enumerate(results)}
+    first = next(iter(results))
+    folders = {name: folder if name == first else folder / f"evaluation-{name}" for name in results}
     for name, found in results.items():
         others = {
             other: f"{Path(os.path.relpath(place, folders[name])).as_posix()}/index.html"
             for other, place in folders.items()
             if other != name
         }
-        write_report(found, folders[name], study_file, bundle, others)
+        write_report(found, folders[name], study_file, bundle, others, "" if name == first else name)
     return folder / "index.html"
 
 
@@ -129,6 +130,7 @@ def write_report(
     study_file: Path | None = None,
     bundle: bool = False,
     others: Mapping[str, str] = {},
+    further: str = "",
 ) -> Path:
     """Write `index.html`, `figures/` and `transcripts/<slug>.html` under `folder`; returns the path of the first.
 
@@ -136,6 +138,7 @@ def write_report(
         study_file: as the commands on the page name it.
         bundle: write Inspect's viewer with the logs as `viewer/` too, and link answers to it.
         others: addresses of the reports of the study's other evaluations, by name.
+        further: name of this one, where it is not the study's first.
 
     Raises:
         UserError: `bundle` without any log.
@@ -168,7 +171,10 @@ def write_report(
             outcomes=OUTCOMES,
         )
         write_text(folder / TRANSCRIPTS / f"{line.slug}.html", page)
-    facts = _facts(results, lines, colours) | {"commands": commands(results, study_file, bundle), "others": others}
+    facts = _facts(results, lines, colours) | {
+        "commands": commands(results, study_file, bundle, further),
+        "others": others,
+    }
     _write_figures(_drawings(facts), folder / FIGURES)
     index = folder / "index.html"
     write_text(index, environment.get_template("report.html.j2").render(**facts))

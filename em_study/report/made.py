@@ -45,8 +45,13 @@ def what_was_run(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     return [(name, values) for name, values in unique.items() if values]
 
 
-def commands(results: Results, study_file: Path | None, bundled: bool) -> list[Command]:
-    """What makes this page again, and what looks further, from the folder that holds `runs/` and `logs/`."""
+def commands(results: Results, study_file: Path | None, bundled: bool, further: str = "") -> list[Command]:
+    """What makes this page again, and what looks further, from the folder that holds `runs/` and `logs/`.
+
+    `further` is the name of the evaluation, where it is not the study's first.
+    """
+    folder = f"runs/{results.study}/report" + (f"/evaluation-{further}" if further else "")
+    named = f" --evaluation {further}" if further else ""
     file = shlex.quote(str(study_file or f"{results.study}.yaml"))
     view = [
         Command(f"inspect view --log-dir {shlex.quote(str(results.log_dir))}", "every prompt, answer and judgement"),
@@ -54,14 +59,14 @@ def commands(results: Results, study_file: Path | None, bundled: bool) -> list[C
     if bundled:
         view.append(
             Command(
-                f"python -m http.server --directory {shlex.quote(f'runs/{results.study}/report')}",
+                f"python -m http.server --directory {shlex.quote(folder)}",
                 f"this page with its links into Inspect's viewer ({VIEWER}/), which needs a web server",
             )
         )
     return [
         Command(f"em run {file}", "trains and evaluates what is not done, and writes this page"),
         Command(f"em report {file}{' --bundle' if bundled else ''}", "writes this page from what is there"),
-        Command(f"em compare {file}", "the comparisons, in the terminal, at levels of your choice (--level)"),
+        Command(f"em compare {file}{named}", "the comparisons, in the terminal, at levels of your choice (--level)"),
         Command(f"em export {file}", "the same data as parquet and CSV"),
         *view,
     ]

@@ -19,6 +19,7 @@ from em_core.errors import UserError
 from em_eval.intervals import Interval
 from em_eval.rates import rate
 from em_study.blocks import NOT_COMPARED, block_of, run_ends
+from em_study.execute import LEFT_OUT
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.names import display_name
 from em_study.penalty_effect import PenaltyEffect, penalty_effects
@@ -96,6 +97,7 @@ def assess(results: Results) -> Assessment | None:
     ends = run_ends(results.rows)
     evidence = Evidence(results, _table(ends), penalty_effects(ends, DEFINITION)[0])
     lines, not_run = [], []
+    partly = any(LEFT_OUT not in line for line in results.absent)
     guessed = any(one.source in ("guess", "follow-up") for one in results.assumptions)
     for figure in known.figures:
         measure = MEASURES[figure.measure]
@@ -105,7 +107,7 @@ def assess(results: Results) -> Assessment | None:
         if found is None:
             not_run.append(figure.what)
         else:
-            lines.append(Line(figure, found.text, _verdict(figure, found, guessed, bool(results.absent))))
+            lines.append(Line(figure, found.text, _verdict(figure, found, guessed, partly)))
     return Assessment(known.source, lines, not_run)
 
 

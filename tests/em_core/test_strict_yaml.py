@@ -9,6 +9,9 @@ from em_core import strict_yaml
 def test_plain_documents_are_read_as_pyyaml_reads_them() -> None:
     text = "a: &one {x: 1, y: [1.0e-4, no, 2024-01-02]}\nb:\n  <<: *one\n  y: over\nc: *one\n1: d\n"
     assert strict_yaml.load(text) == yaml.safe_load(text)
+    merged = "a: &a {x: 1}\nouter: {deep: {b: &b {<<: *a, x: 2}}}\nc: {<<: *b}\n1: a\n'1': b\n"
+    assert strict_yaml.load(merged) == yaml.safe_load(merged)
+    assert strict_yaml.load(merged)["c"] == {"x": 2}
     assert strict_yaml.load("") is None
 
 

@@ -30,13 +30,13 @@ from em_eval.outcomes import OUTCOMES, Judgement
 from em_eval.preference import EMBEDDED, read_triples
 from em_eval.providers.weights import content_hash
 from em_study import Study, load_study
-from em_study.comparison import runs_by
+from em_study.comparison import matched_by, runs_by
 from em_study.drive import Bars, run_study
 from em_study.estimate import estimate
 from em_study.execute import Job, Target, absent, evaluate, evaluation_key, existing
 from em_study.executors.local import ThisProcess
 from em_study.logs import Logs, log_folder
-from em_study.plan import make_plan, thaw
+from em_study.plan import freeze, make_plan, thaw, with_bases
 from em_study.progress import progress
 from em_study.report import write_reports
 from em_study.results import Results, collect
@@ -528,6 +528,7 @@ def test_a_folder_of_logs_alone_is_enough_for_a_report(
     """The manifest travels in each log: the same rows, but for singular values, which lie with the weights."""
     study = copy_of(done, tmp_path, monkeypatch)
     whole = collect(study, kept(study))
+    matched = matched_by(whole, "rate")
     shutil.rmtree("runs")
     assert absent(make_plan(study)) == []
     assert em("report", "tiny.yaml") == em("compare", "tiny.yaml") == em("export", "tiny.yaml") == 0
@@ -538,6 +539,14 @@ def test_a_folder_of_logs_alone_is_enough_for_a_report(
         assert ours.answers == theirs.answers and (ours.rate, ours.shift) == (theirs.rate, theirs.shift)
         assert ours.manifest.for_log() == theirs.manifest.for_log() and ours.spectra == []
     assert alone.contrasts == whole.contrasts and len(alone.contrasts) == 1
+    assert str(matched_by(alone, "rate")) == str(matched) and len(matched[0]) == 4
+    # The base was evaluated as another run's step 0, and asked of the last step alone.
+    for log in Path("logs/tiny/base-step0").rglob("*.eval"):
+        told = read_eval_log(str(log.absolute()))
+        told.eval.metadata["manifest"]["run_id"] = "another"
+        write_eval_log(told, str(log.absolute()))
+    assert absent(make_plan(study)) == []
+    assert [row.label for row in collect(study, kept(study)).rows] == [row.label for row in whole.rows]
     shutil.rmtree(next(Path("logs/tiny").glob("tiny_bad-lion-*-step2")))
     lion = make_plan(study).cells[1]
     assert absent(make_plan(study)) == [f"{lion.label}: no checkpoint at step 0, 2"]
@@ -960,6 +969,11 @@ def test_the_base_is_evaluated_by_the_first_cell_that_is_worked_on(
     assert [cell.base_label for cell in make_plan(study).cells] == ["base-step0", None]
     assert run_study(study, ThisProcess(), only=["*lion*"])[1] == []
     assert [cell.base_label for cell in make_plan(study).cells] == [None, "base-step0"]
+    (adamw, lion), both = make_plan(study).cells, {"base-step0", None}
+    assert {thaw(cell.file).base_label for cell in (adamw, lion)} == both
+    moved = with_bases(make_plan(study), lambda cell: "adamw" not in cell.label)
+    freeze(moved, moved.cells[:1])
+    assert [thaw(cell.file).base_label for cell in (adamw, lion)] == ["base-step0", "base-step0"]  # not taken from lion
     assert [row.arm for row in collect(study, kept(study)).rows] == ["base", "other data"]
     assert run(study) == []
     assert len(list(Path("logs/two/base-step0").rglob("*.eval"))) == 1

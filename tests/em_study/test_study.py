@@ -189,6 +189,10 @@ def test_what_yaml_itself_lets_pass_is_one_line(written: Callable[[str], Path], 
         ({"warmup_steps": 99}, "warmup_steps"),
         ({"checkpoints": [0, 99]}, "checkpoints"),
         ({"micro_batch_size": 5, "batch_size": 16}, "batch_size"),
+        (
+            {"optimisers": [{"name": "adamw", "lr": 1e-4, "training": {"warmup_steps": 99}}]},
+            "optimisers.0.training.warmup_steps",
+        ),
         ({"evaluations": [{"task": "preference"}, {"task": "em", "checkpoints": [7]}]}, "evaluations.1.checkpoints"),
     ],
 )

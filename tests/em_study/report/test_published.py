@@ -8,6 +8,7 @@ import pytest
 
 from em_eval.intervals import Interval
 from em_study.contrasts import PAIRED, OptimiserContrast
+from em_study.execute import LEFT_OUT
 from em_study.report import write_report
 from em_study.report.published import MEASURES, Assessment, assess, read_published
 from em_study.results import Results, Row
@@ -115,6 +116,8 @@ def test_a_grid_half_done_is_compared_where_it_is_whole(tmp_path: Path) -> None:
     found = verdicts(assess(study(shared, absent=("a cell: no checkpoint",))))
     ratio = found["EM rate under Lion over that under Muon"]
     assert ratio == ("3.1 (over 1 shared cell)", "reconstruction: agrees so far")
+    left_out = verdicts(assess(study(shared, absent=(f"an arm{LEFT_OUT}not at hand)",))))
+    assert left_out["EM rate under Lion over that under Muon"][1] == "reconstruction: agrees"
 
 
 def test_the_penalty_is_judged_at_the_largest_strength_that_is_cheap(tmp_path: Path) -> None:
