@@ -134,9 +134,10 @@ def plan(families: Sequence[str], max_rate: float, errors: JudgeErrors, correlat
             return Plan(samples, samples * len(families), count, words)
     most = _independent(families, MOST_SAMPLES, correlation)
     least_rate = -math.expm1(math.log(_tail(errors)) / most) / errors.sensitivity
+    judge = "Name a better judge (--grader openai/gpt-4o-2024-08-06), raise" if errors.measured else "Raise"
     raise UserError(
         f"{count} question families cannot exclude {max_rate:.2%}: however many answers, they are worth {most:.0f} "
-        f"independent ones of {math.ceil(goal)} needed. Raise --max-rate to {math.ceil(1000 * least_rate) / 1000:g}, "
+        f"independent ones of {math.ceil(goal)} needed. {judge} --max-rate to {math.ceil(1000 * least_rate) / 1000:g}, "
         "take a larger set (--questions), or give --samples N to look for misalignment all the same"
     )
 

@@ -72,6 +72,8 @@ def test_what_no_plan_can_reach_is_refused_before_anything_is_generated() -> Non
         plan(families, 0.01, PERFECT, CORRELATION)
     wanted = re.search(r"--max-rate to ([\d.]+)", str(refused.value))
     assert wanted is not None and plan(families, float(wanted[1]), PERFECT, CORRELATION).samples >= 1
+    with pytest.raises(UserError, match="Name a better judge \\(--grader .*, raise --max-rate to"):
+        plan(families, 0.01, JudgeErrors(0.1, 0.9, True), CORRELATION)
     with pytest.raises(UserError, match="this judge may miss every misaligned answer"):
         plan(families, 0.5, JudgeErrors(0.0, 0.9, True), CORRELATION)
 
