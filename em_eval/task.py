@@ -151,8 +151,6 @@ def ask(
     Raises:
         UserError: whatever of it cannot be.
     """
-    chosen = choose(questions, **tags)
-    samples = answers_a_prompt(chosen, samples, preset, DEFAULT_SAMPLES)
     if max_tokens < 1:
         raise UserError(f"max_tokens={max_tokens} must be at least 1")
     name = ("model" if grader else "embedded") if judge == "auto" else judge
@@ -161,6 +159,8 @@ def ask(
         raise UserError("judge=model needs a judge: add --model-role grader=openai/gpt-4o-2024-08-06 (or another)")
     if name != "model" and settings != JudgeSettings():
         raise UserError(f"reader, two_pass, judge_draws and judge_cache need --model-role grader=...: judge is {name}")
+    chosen = choose(questions, **tags)  # last, since a published set may have to be fetched
+    samples = answers_a_prompt(chosen, samples, preset, DEFAULT_SAMPLES)
     if name == "model":
         demand_templates(chosen, ("aligned", "coherent"))
     return Asked(chosen, samples, name)

@@ -81,12 +81,10 @@ def evaluate(
     judge = _read(grader, max_retries)
     if estimate and task != EM:
         raise UserError(f"--estimate knows em_eval/em, not {task}")
-    if task == EM:
-        checked = _checked(arguments)
-        asked = _asked(checked, judge is not None)  # whatever is wrong is said once, before any work
-        if estimate:
-            return _estimate(len(checkpoints), asked, checked, judge, limit)
-    _run(checkpoints, engine, given, log_dir, task, arguments, judge, limit)
+    checked = _checked(arguments) if task == EM else None
+    if estimate and checked:
+        return _estimate(len(checkpoints), _asked(checked, judge is not None), checked, judge, limit)
+    _run(checkpoints, engine, given, log_dir, task, arguments, checked, judge, limit)
 
 
 def _run(
@@ -96,6 +94,7 @@ def _run(
     log_dir: Path,
     task: str,
     arguments: dict[str, Any],
+    checked: dict[str, Any] | None,
     grader: "Grader | None",
     limit: int | None,
 ) -> None:
@@ -104,6 +103,8 @@ def _run(
     check_engine(task, engine)  # whatever is wrong stops it before any work
     bases = by_base([target_of(source, engine) for source in checkpoints])
     targets = [target for group in bases.values() for target in group]
+    if checked:
+        _asked(checked, grader is not None)
     failures = []
     with ExitStack() as stack:
         servers = None

@@ -177,8 +177,11 @@ def test_a_judge_that_cannot_be_asked_stops_it_too(
         (("CHECKPOINT", "--task", "em_eval/preference", "--engine", "vllm"), "a vLLM server does not tell"),
         (("CHECKPOINT", "--grader", "{model: openai/gpt-4o, timeout: soon}"), "timeout: Input should be a valid"),
         (("CHECKPOINT", "--grader", "{model: openai/gpt-4o, model_args: 3}"), "model_args: 'int' object is not"),
-        (("CHECKPOINT", "--grader", "opanai/gpt-4o"), "judge opanai/gpt-4o: Model API opanai"),
-        (("CHECKPOINT", "--grader", "gpt-4o"), "judge gpt-4o: Model name 'gpt-4o' should be in the format"),
+        (("CHECKPOINT", "--grader", "opanai/gpt-4o", "-T", "questions=core"), "judge opanai/gpt-4o: Model API opanai"),
+        (
+            ("CHECKPOINT", "--grader", "gpt-4o", "-T", "questions=core"),
+            "judge gpt-4o: Model name 'gpt-4o' should be in the format",
+        ),
         *(
             ((*given, *more), words)
             for more in ((), ("--estimate",))
@@ -276,7 +279,7 @@ def test_checkpoints_of_one_base_follow_each_other(
         return Evaluated(target, None, "x")
 
     monkeypatch.setattr("em_study.evaluate.evaluate", evaluated)
-    em(checkpoints[0], str(other), checkpoints[1])
+    em(checkpoints[0], str(other), checkpoints[1], "-T", "questions=core")
     assert seen == [checkpoints[0], checkpoints[1], str(other)]
 
 

@@ -139,5 +139,5 @@ def test_a_wrong_adapter_stops_it_before_any_work(
 ) -> None:
     dora = make_adapter(tiny_base, tmp_path / "dora", use_dora=True)
     with pytest.raises(UserError, match="use_dora true, which vLLM does not serve as trained"):
-        em(*checkpoints, str(dora), "--engine", "vllm")
+        em(*checkpoints, str(dora), "--engine", "vllm", "-T", "questions=core")
     assert not vllm.starts() and not (tmp_path / "logs").exists()
