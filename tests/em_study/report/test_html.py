@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from em_core.manifest import Loss, Manifest
@@ -21,7 +23,7 @@ from em_study.dose import dose_table
 from em_study.names import labels
 from em_study.report import print_table, write_report
 from em_study.report.figures import Drawing, mean_spectrum, palette, probe_shift, rate_by_loss, spectra, spread
-from em_study.report.figures.style import KNOWN, left_out, line_style, lines_in_words
+from em_study.report.figures.style import KNOWN, _smaller, left_out, line_style, lines_in_words, new_figure
 from em_study.report.html import _of_rows, unique_slugs
 from em_study.report.judge import judge_tables
 from em_study.report.terminal import decimal
@@ -403,6 +405,20 @@ def test_figures_lie_beside_the_page_as_svg_and_png(followed: Path) -> None:
     for path in (followed.parent / "figures").glob("*.svg"):
         text = path.read_text(encoding="utf-8")
         assert text.startswith("<?xml") and "var(--" not in text
+
+
+def test_the_smaller_png_looks_as_the_whole_one_does() -> None:
+    figure, (axes,) = new_figure(4.4)
+    for place, colour in enumerate(KNOWN.values()):
+        axes.plot([0, 1, 2], [place, 2 * place, 1], color=colour, marker="o")
+        axes.vlines([0, 1, 2], 0, place, colors=colour, alpha=0.6)
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png", dpi=150, facecolor="white")
+    small = _smaller(whole)
+    assert len(small) < len(whole.getvalue()) / 2
+    images = [np.asarray(Image.open(one).convert("RGB"), dtype=float) for one in (whole, io.BytesIO(small))]
+    apart = np.abs(images[0] - images[1])
+    assert apart.mean() < 0.5 and np.percentile(apart, 99.9) < 16
 
 
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
