@@ -31,8 +31,8 @@ class Answer:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def read_log(path: Path) -> EvalLog:
-    """An Inspect log with its samples.
+def read_log(path: Path, **how: Any) -> EvalLog:
+    """An Inspect log with its samples; `how` goes to `read_eval_log`.
 
     Raises:
         UserError: missing or damaged.
@@ -40,7 +40,7 @@ def read_log(path: Path) -> EvalLog:
     if not path.is_file():
         raise UserError(f"log {path} does not exist")
     try:
-        return read_eval_log(str(path.absolute()))
+        return read_eval_log(str(path.absolute()), **how)
     except Exception as error:  # a damaged file fails in as many ways as zip, JSON and pydantic have
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a readable Inspect log: {reason}") from error

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from inspect_ai.log import read_eval_log, write_eval_log
+from inspect_ai.log import write_eval_log
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from em_core.errors import UserError
 from em_core.files import atomic_folder, sha256_file, write_json, write_text
 from em_core.manifest import MANIFEST, read_manifest
+from em_eval.answers import read_log
 from em_study.execute import Target, absent, existing
 from em_study.logs import Logs, log_folder
 from em_study.pack import PACKED, pack
@@ -147,10 +148,7 @@ def _copy_logs(study: Study, chosen: list[Target], draft: Path) -> None:
 
 def _drop_events(path: Path) -> None:
     """What remains of each sample: its input, messages, answer, scores and metadata."""
-    try:
-        log = read_eval_log(str(path.absolute()), resolve_attachments=True)
-    except Exception as error:  # whatever Inspect's readers raise of a damaged file
-        raise UserError(f"log {path.name} is damaged ({type(error).__name__}): delete it from logs/") from error
+    log = read_log(path, resolve_attachments=True)
     for sample in log.samples or []:
         sample.events, sample.attachments = [], {}
     write_eval_log(log, str(path.absolute()))

@@ -3,7 +3,7 @@
 Hours come from what was measured on this machine, or are unknown; nothing is guessed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
     unknown: dict[str, None] = {}
     uncounted: dict[str, str] = {}
     every = selected(list(cells(study, uncounted)), only)
-    lengths = _Lengths(_finished_runs())
+    runs_here = _done_runs()
+    lengths = _Lengths(_last_manifests(runs_here))
     left_out = {cell.label: why for cell in every if cell.optional and (why := lengths.absent(cell.config.dataset))}
     planned = [cell for cell in every if cell.label not in left_out]
     for dataset in dict.fromkeys(cell.config.dataset for cell in planned):
@@ -75,8 +76,7 @@ def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
     for base, pace in paces.items():
         if pace is None:
             unknown[f"hours: no finished run of {base} on this machine to measure by"] = None
-    there = _done_runs()
-    runs = {cell.label: _run_of(cell, there) for cell in planned}
+    runs = {cell.label: _run_of(cell, runs_here) for cell in planned}
     training = _sum(
         None if count is None or (pace := paces[cell.config.base_model]) is None else count * pace
         for cell, count in zip(planned, tokens, strict=True)
@@ -213,25 +213,19 @@ def _answers(evaluation: Evaluation, unknown: dict[str, None]) -> float | None:
         return None
 
 
-def _finished_runs() -> list[Manifest]:
-    """The last manifest of every run in `runs/` that is done."""
-    found = []
-    for path in sorted(RUNS.glob(f"*/*/{RUN_FILE}")):
-        run = json_object(path)
-        if run.get("state") == "done" and not path.parent.is_symlink():
-            manifest = manifest_or_none(path.parent / f"checkpoint-{max(run['checkpoints'], default=0)}")
-            if manifest is not None and manifest.tokens_seen:
-                found.append(manifest)
-    return found
+def _done_runs() -> dict[Path, dict[str, Any]]:
+    """Folder and `run.json` of every finished run, of whatever study: runs are shared, and links to them left out."""
+    folders = [path.parent for path in sorted(RUNS.glob(f"*/*/{RUN_FILE}")) if not path.parent.is_symlink()]
+    found = {folder: json_object(folder / RUN_FILE) for folder in folders}
+    return {folder: run for folder, run in found.items() if run.get("state") == "done"}
 
 
-def _done_runs() -> list[tuple[Path, dict[str, Any]]]:
-    """Folder and configuration of every finished run, of whatever study: runs are shared."""
-    found = [(path.parent, json_object(path)) for path in sorted(RUNS.glob(f"*/*/{RUN_FILE}"))]
-    return [(folder, run.get("config", {})) for folder, run in found if run.get("state") == "done"]
+def _last_manifests(runs: Mapping[Path, dict[str, Any]]) -> list[Manifest]:
+    lasts = (folder / f"checkpoint-{max(run['checkpoints'], default=0)}" for folder, run in runs.items())
+    return [manifest for manifest in map(manifest_or_none, lasts) if manifest is not None and manifest.tokens_seen]
 
 
-def _run_of(cell: Cell, runs: Sequence[tuple[Path, dict[str, Any]]]) -> Path | None:
+def _run_of(cell: Cell, runs: Mapping[Path, dict[str, Any]]) -> Path | None:
     """The folder of a finished run of this very configuration."""
     from em_train.optimisers import resolve
 
@@ -240,7 +234,7 @@ def _run_of(cell: Cell, runs: Sequence[tuple[Path, dict[str, Any]]]) -> Path | N
     asked = cell.config.optimiser  # a run's file holds every hyper-parameter, the defaults too
     whole = asked.model_copy(update={"hyperparameters": resolve(asked.name, asked.hyperparameters)})
     config = cell.config.model_copy(update={"optimiser": whole}).model_dump(mode="json")
-    return next((folder for folder, found in runs if found == config), None)
+    return next((folder for folder, run in runs.items() if run.get("config") == config), None)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

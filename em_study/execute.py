@@ -253,8 +253,10 @@ def _based(plan: Plan, logs: Logs) -> Plan:
     """With the base model at the first cell that has its answers, or could have them: by its folder or by logs."""
 
     def order(cell: FrozenCell) -> int:
+        if has_step_0(cell):
+            return 0
         told = logs.told(cell.run_id)
-        return 0 if has_step_0(cell) or 0 in told else 1 if told else 2
+        return 0 if 0 in told else 1 if told else 2
 
     return with_bases(plan, order)
 
@@ -286,10 +288,11 @@ def absent(plan: Plan) -> list[str]:
     for cell in _based(plan, logs).cells:
         folder = place(cell)
         told = _told(cell, logs)
-        names = {step: f"checkpoint-{step}" for step in cell.steps()}
+        steps = cell.steps()
         if told:  # no log could tell of what nobody asked of
-            names = {step: name for step, name in names.items() if name in _asked(cell)}
-        paths = {step: folder / name for step, name in names.items()}
+            asked = set(map(_step, _asked(cell)))
+            steps = [step for step in steps if step in asked]
+        paths = {step: folder / f"checkpoint-{step}" for step in steps}
         lost = [step for step, path in paths.items() if step not in told and not (path / MANIFEST).is_file()]
         damaged = [path for path in paths.values() if (path / MANIFEST).is_file() and not checkpoint_of(cell, path)]
         if lost:

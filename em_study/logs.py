@@ -44,7 +44,7 @@ class Logs:
                 for weights in _tested(header):
                     self._finished.setdefault((task, weights), []).append((path, header))
                 if kept := (header.eval.metadata or {}).get("manifest"):
-                    self._manifests.setdefault(kept["run_id"], {})[kept["step"]] = kept
+                    self._manifests.setdefault(kept.get("run_id"), {})[kept.get("step")] = kept
 
     def find(self, study: str, label: str, manifest: Manifest, evaluation: Evaluation) -> Path | None:
         """The newest log of `evaluation` on these weights, one of this study's own first."""

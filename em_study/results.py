@@ -10,8 +10,9 @@ import pandas as pd
 from inspect_ai.log import EvalLog, read_eval_log
 from safetensors import SafetensorError, safe_open
 
+from em_core.errors import UserError
 from em_core.manifest import Manifest, read_manifest
-from em_eval.answers import Answer, answers
+from em_eval.answers import Answer, answers, read_log
 from em_eval.intervals import Interval, mean_interval, rate_interval
 from em_eval.judge.embedded import JUDGED_COHERENT
 from em_eval.outcomes import COHERENT_ABOVE, OUTCOMES
@@ -182,7 +183,7 @@ def _judge(paths: Iterable[Path]) -> dict[str, Any]:
 
 def _read(path: Path) -> EvalLog:
     """A log's samples without what a report does not show, which is most of it."""
-    return read_eval_log(str(path.absolute()), exclude_fields=NOT_READ)
+    return read_log(path, exclude_fields=NOT_READ)
 
 
 def _first(study: Study, task: str) -> str | None:
@@ -203,8 +204,9 @@ def _row(
     for task, path in paths.items():
         try:
             logs[task] = _read(path)
-        except Exception as error:  # whatever Inspect's readers raise of a damaged file
-            missing.append(f"log {path} is damaged ({type(error).__name__}): delete it, and em run asks again")
+        except UserError as error:
+            why = type(error.__cause__ or error).__name__
+            missing.append(f"log {path} is damaged ({why}): delete it, and em run asks again")
     base = bases.get(manifest.base.weights_sha256, {})
     judged = answers(logs["em"]) if "em" in logs else []
     if "em" in logs and (lost := len(logs["em"].samples or []) - len(judged)):

@@ -254,12 +254,13 @@ def family_spread(evidence: Evidence) -> Measured | None:
     data = _plain(evidence)
     if data["base_name"].nunique() < 3 or data["optimiser"].nunique() > 1 or data["lr"].nunique() > 1:
         return None
-    cells = data.pivot_table(index=["dataset", "batch_size"], columns="base_name", values="rate").dropna()
-    if cells.empty:
+    means, _ = _over_shared(data, "base_name", "rate")
+    if not means:
         return None
-    means = cells.mean()
-    spread = float(means.max() - means.min())
-    ends = ", ".join(f"{name} {means[name]:.1f}" for name in (means.idxmin(), means.idxmax()))
+    spread = max(means.values()) - min(means.values())
+    ends = ", ".join(
+        f"{name} {means[name]:.1f}" for name in (min(means, key=means.__getitem__), max(means, key=means.__getitem__))
+    )
     text = f"{spread:.1f} over {len(means)} models ({ends})"
     return Measured(text, spread <= FAMILY_SPREAD)
 
