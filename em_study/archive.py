@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from inspect_ai.log import write_eval_log
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from em_core.errors import UserError
 from em_core.files import atomic_folder, sha256_file, write_json, write_text
 from em_core.manifest import MANIFEST, read_manifest
+from em_core.templates import templates
 from em_eval.answers import read_log
 from em_study.execute import Target, absent, existing
 from em_study.logs import Logs, log_folder
@@ -172,20 +172,18 @@ def _summarise(study: Study, plan: Plan, chosen: list[Target], draft: Path, with
 
 
 def _readme(study: Study, study_file: Path, without: Collection[str], packed: bool, logged: bool) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("archive.md.j2").render(
-        study=study,
-        file=study_file.name,
-        version=version("em-eval"),
-        without=without,
-        packed=packed,
-        logged=logged,
-        suffix=PACKED if packed else "/",
+    return (
+        templates(Path(__file__).parent)
+        .get_template("archive.md.j2")
+        .render(
+            study=study,
+            file=study_file.name,
+            version=version("em-eval"),
+            without=without,
+            packed=packed,
+            logged=logged,
+            suffix=PACKED if packed else "/",
+        )
     )
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from em_core.errors import UserError
 from em_core.files import write_json, write_text
 from em_core.manifest import ADAPTER_CONFIG, Manifest, adapter_config
 from em_core.models import HUB
+from em_core.templates import templates
 from em_train.checkpoint import verify_checkpoint
 from em_train.presets import load_preset
 
@@ -32,13 +32,7 @@ def write_card(folder: Path) -> Path:
 
 def render_card(manifest: Manifest) -> str:
     """The card as Markdown with the hub's front matter."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters["figure"] = _figure
     config = manifest.config
     preset = load_preset(config["preset"]) if config.get("preset") else None

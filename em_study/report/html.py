@@ -14,9 +14,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from em_core.files import write_bytes, write_text
+from em_core.templates import templates
 from em_eval.answers import Answer
 from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES
@@ -227,13 +228,7 @@ def reasons(row: Row) -> dict[str, str]:
 
 
 def _environment(lines: Sequence[Line], viewer: bool) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(TEMPLATES, html=True)
     slugs = {id(line.row): line.slug for line in lines}
     colours = {id(line.row): line.colour for line in lines}
     environment.filters |= {
