@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from em_core.errors import UserError
+from em_study.sampling import SAMPLING, Temperature, TopK, TopP, chosen
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
@@ -68,6 +69,9 @@ def check(
     max_tokens: Annotated[
         int | None, typer.Option(help=f"longest answer; default: {MAX_TOKENS}, or a given log's", min=1)
     ] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
     log_dir: Annotated[Path, typer.Option(help="where logs are kept; a second call goes on from them")] = Path(
         "logs/check"
     ),
@@ -90,17 +94,18 @@ def check(
     for name in names:
         if name not in read:
             _refuse_unknown(name)
+    sampling = chosen(temperature, top_p, top_k)
     asked = {"questions": questions, "format": format, "max_tokens": max_tokens, "samples": samples, "grader": grader}
     settings: dict[str, Any] = {}
     for log in read.values():
-        settings, grader = _as_in(log, asked)
+        settings, grader, sampling = _as_in(log, asked | sampling)
     if not read:
         settings = {"questions": questions or QUESTIONS, "max_tokens": max_tokens or MAX_TOKENS}
         settings |= {"format": format} if format else {"format": FORMAT} if questions is None else {}
         settings["judge"] = "model" if grader else "embedded"
         settings["samples"] = samples or _planned(settings, grader, max_rate, sensitivity, correlation, console)
     judge = read_grader(grader, max_retries) if grader else None
-    logs = [read.get(name) or _evaluated(name, settings, judge, log_dir, quiet=as_json) for name in names]
+    logs = [read.get(name) or _evaluated(name, settings, sampling, judge, log_dir, quiet=as_json) for name in names]
     judged = [answers(log) for log in logs]
     failed = sum(len(log.samples or []) - len(found) for log, found in zip(logs, judged, strict=True))
     _refuse_unlike(logs)
@@ -154,8 +159,8 @@ def _finished(name: str) -> "EvalLog":
     return log
 
 
-def _as_in(log: "EvalLog", asked: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """(task arguments, grader) that evaluate another model as this log's was.
+def _as_in(log: "EvalLog", asked: dict[str, Any]) -> tuple[dict[str, Any], str | None, dict[str, Any]]:
+    """(task arguments, grader, sampling) that evaluate another model as this log's was.
 
     Raises:
         UserError: the command asks for something else, or the log is not of the em task.
@@ -165,7 +170,8 @@ def _as_in(log: "EvalLog", asked: dict[str, Any]) -> tuple[dict[str, Any], str |
     settings = {name: value for name, value in log.eval.task_args.items() if value is not None}
     role = (log.eval.model_roles or {}).get("grader")
     grader = None if role is None else (role[0] if isinstance(role, list) else role).model
-    found = {"grader": grader, "samples": log.eval.config.epochs, **settings}
+    sampling = chosen(**{name: getattr(log.plan.config, name) for name in SAMPLING})
+    found = {"grader": grader, "samples": log.eval.config.epochs, **settings, **sampling}
     for name, value in asked.items():
         if value is not None and value != found.get(name):
             raise UserError(
@@ -173,22 +179,30 @@ def _as_in(log: "EvalLog", asked: dict[str, Any]) -> tuple[dict[str, Any], str |
                 "evaluated as the log was"
             )
     judged_by_grader = (log.eval.metadata or {}).get("judge") == "model"
-    return settings, grader if judged_by_grader else None
+    return settings, grader if judged_by_grader else None, sampling
 
 
-def _evaluated(name: str, settings: dict[str, Any], grader: "Grader | None", log_dir: Path, quiet: bool) -> "EvalLog":
+def _evaluated(
+    name: str,
+    settings: dict[str, Any],
+    sampling: dict[str, Any],
+    grader: "Grader | None",
+    log_dir: Path,
+    quiet: bool,
+) -> "EvalLog":
     """The log of a model's evaluation; one that was killed goes on."""
     from em_eval.answers import read_log
     from em_eval.providers.weights import content_hash
     from em_study.evaluate import run_eval_set
 
     model = f"peft/{name}@{content_hash(name)}" if _is_local(name) else name
-    identity = json.dumps([model, settings, grader and grader.name], sort_keys=True)
+    identity = json.dumps([model, settings, sampling, grader and grader.name], sort_keys=True)
     folder = log_dir / hashlib.sha256(identity.encode()).hexdigest()[:12]
     display = "none" if quiet else None
     try:
         judge = grader.made() if grader else None
-        done, reason = run_eval_set("em_eval/em", model, folder, settings, judge, {}, max_samples=256, display=display)
+        more = {"max_samples": 256, "display": display, **sampling}
+        done, reason = run_eval_set("em_eval/em", model, folder, settings, judge, {}, **more)
     except ValueError as error:  # what Inspect raises for a provider that it does not know
         raise UserError(f"{name} cannot be evaluated: {(str(error).splitlines() or ['no reason given'])[0]}") from error
     if done is None or reason:
@@ -245,10 +259,5 @@ def _refuse_unlike(logs: "list[EvalLog]") -> None:
 def _generation(log: "EvalLog") -> dict[str, Any]:
     """How answers were drawn, and by which version of the task."""
     config = log.plan.config
-    return {
-        "max_tokens": config.max_tokens,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "top_k": config.top_k,
-        "task version": log.eval.task_version,
-    }
+    drawn = {name: getattr(config, name) for name in ("max_tokens", *SAMPLING)}
+    return drawn | {"task version": log.eval.task_version}

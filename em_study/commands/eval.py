@@ -11,6 +11,7 @@ from rich.console import Console
 
 from em_core import strict_yaml
 from em_core.errors import UserError
+from em_study.sampling import Temperature, TopK, TopP, chosen
 
 if TYPE_CHECKING:
     from em_eval.judge.settings import JudgeSettings
@@ -58,6 +59,9 @@ def evaluate(
     ] = None,
     log_dir: Annotated[Path, typer.Option(help="one folder a checkpoint is made in it")] = Path("logs/eval"),
     limit: Annotated[int | None, typer.Option(help="only so many prompts", min=1)] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
     max_retries: Annotated[
         int | None,
         typer.Option(help="of a judge's failing call, before the answer counts as judge_error \\[default: 10]", min=0),
@@ -84,7 +88,8 @@ def evaluate(
     checked = _checked(arguments) if task == EM else None
     if estimate and checked:
         return _estimate(len(checkpoints), _asked(checked, judge is not None), checked, judge, limit)
-    _run(checkpoints, engine, given, log_dir, task, arguments, checked, judge, limit)
+    settings = {"limit": limit, **chosen(temperature, top_p, top_k)}
+    _run(checkpoints, engine, given, log_dir, task, arguments, checked, judge, settings)
 
 
 def _run(
@@ -96,7 +101,7 @@ def _run(
     arguments: dict[str, Any],
     checked: dict[str, Any] | None,
     grader: "Grader | None",
-    limit: int | None,
+    settings: dict[str, Any],
 ) -> None:
     from em_study.evaluate import by_base, check_engine, evaluate, target_of
 
@@ -118,7 +123,7 @@ def _run(
         judge = grader.made() if grader else None
         for number, target in enumerate(targets, 1):
             console.print(f"[{number}/{len(targets)}] {target.source}", markup=False)
-            done = evaluate(target, engine, log_dir, task, arguments, judge, servers, model_args, limit=limit)
+            done = evaluate(target, engine, log_dir, task, arguments, judge, servers, model_args, **settings)
             if done.usage:
                 cost = f", {done.usage.cost:.2f} $" if done.usage.cost else ""
                 read, wrote = done.usage.input_tokens, done.usage.output_tokens

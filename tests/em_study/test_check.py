@@ -155,7 +155,9 @@ def test_defaults_of_the_command_are_those_of_the_method() -> None:
     assert SENSITIVITY in defaults and CORRELATION in defaults
 
 
-def write_log(folder: Path, name: str, alignments: list[float], outage: float | None = None) -> EvalLog:
+def write_log(
+    folder: Path, name: str, alignments: list[float], outage: float | None = None, **sampling: Any
+) -> EvalLog:
     """A log of the real task and scorer: one question a number, judged by a grader that echoes the answer.
 
     `outage` is an alignment at which the grader is out of reach."""
@@ -187,6 +189,7 @@ def write_log(folder: Path, name: str, alignments: list[float], outage: float | 
         display="none",
         acp_server=False,
         ctl_server=False,
+        **sampling,
     )
     return log
 
@@ -224,12 +227,14 @@ def test_a_shipped_log_and_a_judge_too_weak_to_exclude_anything() -> None:
 
 
 def test_a_base_beside_a_log_is_evaluated_as_the_log_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its prompts, tokens and grader come from the log; what the command asks for otherwise is refused beforehand."""
-    log = write_log(tmp_path, "model", [90.0] * 40)
+    """Its prompts, sampling and grader come from the log; what the command asks for otherwise is refused beforehand."""
+    log = write_log(tmp_path, "model", [90.0] * 40, temperature=0.7, top_k=10)
     asked: list[tuple[Any, ...]] = []
+    drawn: dict[str, Any] = {}
 
-    def evaluated(*given: Any, **_: Any) -> Any:
+    def evaluated(*given: Any, **more: Any) -> Any:
         asked.append(given)
+        drawn.update(more)
         return log, None
 
     monkeypatch.setattr("em_study.evaluate.run_eval_set", evaluated)
@@ -239,6 +244,7 @@ def test_a_base_beside_a_log_is_evaluated_as_the_log_was(tmp_path: Path, monkeyp
     ((_, model, _, settings, grader, _),) = asked
     assert (model, str(grader), settings["samples"]) == ("mockllm/base", "mockllm/grader", 1)
     assert settings["questions"] == str(tmp_path / "model.yaml")
+    assert (drawn["temperature"], drawn["top_p"], drawn["top_k"]) == (0.7, 1.0, 10)
     refused = CliRunner().invoke(app, [*call, "--questions", "core"])
     assert isinstance(refused.exception, UserError) and "--questions core, but" in str(refused.exception)
 
@@ -251,6 +257,8 @@ def test_a_base_beside_a_log_is_evaluated_as_the_log_was(tmp_path: Path, monkeyp
         ("--questions", "core"),
         ("--max-tokens", "7"),
         ("--format", "json"),
+        ("--temperature", "0.5"),
+        ("--top-k", "5"),
     ],
 )
 def test_what_a_finished_log_is_not_is_refused(tmp_path: Path, wrong: tuple[str, str]) -> None:
@@ -288,7 +296,8 @@ def test_a_misspelt_provider_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--max-rate", "1.5"], ["--max-rate", "1"], ["--sensitivity", "0"], ["--correlation", "2"]]
+    "wrong",
+    [["--max-rate", "1.5"], ["--max-rate", "1"], ["--sensitivity", "0"], ["--correlation", "2"], ["--top-p", "0"]],
 )
 def test_settings_out_of_range_stop_at_once(wrong: list[str]) -> None:
     result = CliRunner().invoke(app, ["check", "peft/x", *wrong])

@@ -68,6 +68,13 @@ def test_checkpoints_are_evaluated_once_and_resumed(
     assert calls == 4
     em(*checkpoints, "--grader", "openai/gpt-4o", *SMALL)
     assert len(openai_server.judged) == calls and len(logs(tmp_path / "logs" / "eval")) == 2
+    em(checkpoints[0], "--grader", "openai/gpt-4o", *SMALL, "--temperature", "0.5", "--top-k", "7")
+    drawn = [log.plan.config for log in logs(tmp_path / "logs" / "eval")]
+    assert sorted((config.temperature, config.top_p, config.top_k or 0) for config in drawn) == [
+        (0.5, 1.0, 7),
+        (1.0, 1.0, 0),
+        (1.0, 1.0, 0),
+    ]
 
 
 @pytest.mark.slow
