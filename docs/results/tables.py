@@ -1,4 +1,4 @@
-"""The tables of the pages in this folder, from the checkpoints that `em export` wrote.
+"""The tables of the pages in this folder and of the README, from the checkpoints that `em export` wrote.
 
     em export studies/small/optimisers.yaml --folder tables && cp tables/checkpoints.csv docs/results/small_study.csv
     python docs/results/tables.py
@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+PAGES = (HERE.parents[1] / "README.md", *sorted(HERE.glob("*.md")))
 PLACE = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 FIGURES = (
     *("training loss", "held-out loss", "norm of BA", "participation ratio", "EM rate, %", "eligible"),
@@ -21,8 +22,8 @@ FIGURES = (
 NONE = "–"
 
 
-def with_tables(page: str, folder: Path = HERE) -> str:
-    """The page with every table as its CSV file says."""
+def with_tables(page: str, folder: Path) -> str:
+    """The page with every table as its CSV file says, which is named as seen from the page's `folder`."""
 
     def filled(found: re.Match[str]) -> str:
         begin, name, evaluation, end = found.groups()
@@ -70,8 +71,8 @@ def _with_ends(row: dict[str, Any], name: str, digits: int, scale: float = 1) ->
 
 
 if __name__ == "__main__":
-    for path in sorted(HERE.glob("*.md")):
+    for path in PAGES:
         page = path.read_text(encoding="utf-8")
-        if (filled := with_tables(page)) != page:
+        if (filled := with_tables(page, path.parent)) != page:
             path.write_text(filled, encoding="utf-8")
             print(f"{path}: {len(PLACE.findall(filled))} tables")
