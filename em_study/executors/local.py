@@ -91,10 +91,12 @@ class Slots:
         return found
 
     def close(self) -> None:
-        for pool in self._pools.values():
-            for process in list((pool._processes or {}).values()):  # a job cannot be cancelled otherwise
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+        busy = {slot for _, slot, _ in self._busy.values()}
+        for slot, pool in self._pools.items():
+            if slot in busy:  # a job cannot be cancelled otherwise
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+            pool.shutdown(wait=slot not in busy, cancel_futures=True)
 
     def _start(self) -> None:
         while self._waiting and self._free:

@@ -305,6 +305,33 @@ def test_auto_dtype_is_refused_where_machines_may_differ(study: Study) -> None:
         run_study(study.model_copy(update={"dtype": "auto"}), Elsewhere())
 
 
+LEAKS = """
+import multiprocessing
+from em_study.executors.local import Slots
+
+held = []
+
+def hold():
+    held.append(multiprocessing.get_context("spawn").Lock())  # as progress bars do
+
+if __name__ == "__main__":
+    executor = Slots(workers=2, gpus=0)
+    for pool in executor._pools.values():
+        pool.submit(hold).result()
+    executor.close()
+    print(multiprocessing.active_children())
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_have_nothing_to_do_end_in_peace(tmp_path: Path) -> None:
+    """Killed, they would leave semaphores behind, of which Python warns at the end of `em run`."""
+    script = tmp_path / "leaks.py"
+    script.write_text(LEAKS, encoding="utf-8")
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout.strip() == "[]" and ended.stderr == ""
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_a_failing_cell_stops_no_other(study: Study) -> None:
     broken = {"name": "sgd", "lr": 1e30}
