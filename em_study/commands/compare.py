@@ -1,5 +1,6 @@
 """`em compare`: is it the optimiser, or the dose? The study's comparisons as tables."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,8 @@ from em_core.errors import UserError
 if TYPE_CHECKING:
     from em_eval.intervals import Interval
     from em_study.comparison import Comparison
+
+MOST, FIRST = 8, 3  # lines of one reason that are all shown; of more, so many are
 
 
 def add(app: typer.Typer) -> None:
@@ -29,6 +32,9 @@ def compare(
         list[str] | None,
         typer.Option(help="QUANTITY=VALUE to match at (train_loss, held_out_loss, norm_ba, tokens_seen); repeatable"),
     ] = None,
+    missing: Annotated[
+        bool, typer.Option("--missing", help=f"name all that is missing, also where over {MOST} lack the same")
+    ] = False,
 ) -> None:
     """Contrasts of optimisers, variance shares, loss against alignment, equal dose, extremes and penalties."""
     from em_study.comparison import compare as compare_results
@@ -44,7 +50,10 @@ def compare(
     levels = dict(_level(text) for text in level or [])
     plan = make_plan(loaded)
     results = collect(loaded, existing(plan), evaluation, absent(plan))
-    print_comparison(compare_results(results, outcome, levels), outcome, Console())
+    found = compare_results(results, outcome, levels)
+    print_comparison(found, outcome, Console())
+    for line in found.missing if missing else _gathered(found.missing):
+        Console().print(f"missing: {line}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _level(text: str) -> tuple[str, float]:
@@ -72,8 +81,25 @@ def print_comparison(found: "Comparison", outcome: str, console: Console) -> Non
     for table in tables:
         if table.row_count:
             console.print(table)
-    for line in found.missing:
-        console.print(f"missing: {line}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _gathered(lines: list[str]) -> list[str]:
+    """Many lines that end in the same reason as one, which names the first few."""
+    reasons = Counter(_reason(line) for line in lines)
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        many = reasons[_reason(line)] > MOST
+        found.setdefault(_reason(line) if many else line, []).append(line)
+    return [_one(key, several) if len(several) > MOST else key for key, several in found.items()]
+
+
+def _one(reason: str, lines: list[str]) -> str:
+    first = "; ".join(line.removesuffix(f": {reason}") for line in lines[:FIRST])
+    return f"{reason} ({len(lines)} times: {first} and {len(lines) - FIRST} more, which --missing names)"
+
+
+def _reason(line: str) -> str:
+    return line.rpartition(": ")[2]
 
 
 def _contrasts(found: "Comparison") -> Table:
