@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from em_core.errors import UserError
+from em_study import blame
 from em_study.study import OptimiserAxis, Study
 from em_train.config import OptimiserConfig, TrainConfig, parse_config
 from em_train.datasets import label as dataset_label
@@ -111,31 +112,11 @@ def _cell(study: Study, point: _Point, uncounted: dict[str, str] | None) -> Cell
     try:
         parsed = parse_config(given, where)
     except UserError as error:
-        message = str(error).removeprefix(where)
-        own_place = next((_place_of_own(study, axis, word) for word in _words(message) if word in own), "")
-        raise UserError(f"{own_place or place_of_setting(study, point.base, message)}{error}") from error
+        place = blame.by_words(study, point.base, str(error).removeprefix(where), axis)
+        raise UserError(f"{place}{error}") from error
     config = _with_steps(study, parsed, where, {} if point.optional else uncounted)
     _check_evaluated_steps(study, config, where)
     return Cell(label, config, point.optional)
-
-
-def _words(message: str) -> list[str]:
-    return re.findall(r"[a-z_]+", message)
-
-
-def _place_of_own(study: Study, axis: OptimiserAxis, setting: str) -> str:
-    return study.place("optimisers", study.optimisers.index(axis), "training", setting)
-
-
-def place_of_setting(study: Study, base: str, message: str) -> str:
-    """The first of the study's own settings that a message about a configuration names, in plural or singular."""
-    for word in _words(message):
-        if word == "lora" and base in study.lora_of_base:
-            return study.place("lora_of_base", base)
-        for name in (word, f"{word}s"):
-            if name in study.model_fields_set:
-                return study.place(name)
-    return ""
 
 
 def _check_evaluated_steps(study: Study, config: TrainConfig, where: str) -> None:
@@ -156,7 +137,7 @@ def _with_steps(study: Study, config: TrainConfig, where: str, uncounted: dict[s
         rows = _train_rows(config.dataset, config.held_out_fraction)
     except UserError as error:
         if uncounted is None:
-            raise UserError(f"{study.place_of_dataset(config.dataset)}{where}: {error}") from error
+            raise UserError(f"{blame.dataset(study, config.dataset)}{where}: {error}") from error
         uncounted[config.dataset] = str(error)
         return config
     try:

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from em_core.errors import UserError
 from em_core.files import json_object, write_json
 from em_core.manifest import manifest_or_none
-from em_study.cells import Cell, cells, place_of_setting
+from em_study import blame
+from em_study.cells import Cell, cells
 from em_study.study import Evaluation, Study
 from em_train.config import TrainConfig
 
@@ -129,7 +130,7 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
             resolved.append((cell, look(cell.config)))
         except UserError as error:
             if not cell.optional:
-                place = _place(study, cell.config) or place_of_setting(study, cell.config.base_model, str(error))
+                place = blame.by_trial(study, cell.config) or blame.by_words(study, cell.config.base_model, str(error))
                 raise UserError(f"{place}{error}") from error
             left_out[cell.label] = str(error)
     frozen = [
@@ -143,34 +144,6 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
         for cell, found in resolved
     ]
     return with_bases(Plan(study.name, frozen, left_out), lambda cell: not has_step_0(cell))
-
-
-def _place(study: Study, config: TrainConfig) -> str:
-    """Where in its file the study names what this cell could not be resolved for; empty where that is not one thing."""
-    from em_core.models import resolve_base
-    from em_train.datasets import load_dataset
-    from em_train.optimisers import resolve
-    from em_train.penalties import resolve as resolve_penalty
-    from em_train.preparation import resolve_schedule
-
-    optimiser, penalty = config.optimiser, config.penalty
-    of_optimiser = study.place_of_optimiser(optimiser.name, optimiser.lr, optimiser.hyperparameters)
-    looks: list[tuple[str, Callable[[], Any]]] = [
-        (of_optimiser, lambda: resolve(optimiser.name, optimiser.hyperparameters)),
-        (of_optimiser, lambda: resolve_schedule(config)),
-        (study.place_of_dataset(config.dataset), lambda: load_dataset(config.dataset)),
-        (study.place_of_penalty(penalty.model_dump()) if penalty else "", lambda: resolve_penalty(config)),
-        (
-            study.place("base_model", study.base_model.index(config.base_model)),
-            lambda: resolve_base(config.base_model, config.base_revision),
-        ),
-    ]
-    for place, look in looks:
-        try:
-            look()
-        except UserError:
-            return place
-    return ""
 
 
 def _check_evaluations(study: Study) -> None:

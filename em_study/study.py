@@ -247,26 +247,6 @@ class Study(_Frozen):
             return ""
         return f"{self._file}:{_line(self._text, location)}: {'.'.join(map(str, location))}: "
 
-    def place_of_optimiser(self, name: str, lr: float, hyperparameters: dict[str, Any]) -> str:
-        for number, axis in enumerate(self.optimisers):
-            if (axis.name, axis.hyperparameters) == (name, hyperparameters) and lr in axis.lr:
-                return self.place("optimisers", number)
-        return ""
-
-    def place_of_penalty(self, setting: dict[str, Any]) -> str:
-        for number, axis in enumerate(self.penalties):
-            if setting in axis.each():
-                return self.place("penalties", number)
-        for number, arm in enumerate(self.arms):
-            if setting in arm.penalty.each():
-                return self.place("arms", number, "penalty")
-        return ""
-
-    def place_of_dataset(self, dataset: str) -> str:
-        if dataset in self.datasets:
-            return self.place("datasets", self.datasets.index(dataset))
-        return self.place("arms", [arm.dataset for arm in self.arms].index(dataset), "dataset")
-
 
 def load_study(path: Path) -> Study:
     """Read and check a study file.
