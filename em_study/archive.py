@@ -172,18 +172,15 @@ def _summarise(study: Study, plan: Plan, chosen: list[Target], draft: Path, with
 
 
 def _readme(study: Study, study_file: Path, without: Collection[str], packed: bool, logged: bool) -> str:
-    return (
-        templates(Path(__file__).parent)
-        .get_template("archive.md.j2")
-        .render(
-            study=study,
-            file=study_file.name,
-            version=version("em-eval"),
-            without=without,
-            packed=packed,
-            logged=logged,
-            suffix=PACKED if packed else "/",
-        )
+    template = templates(Path(__file__).parent).get_template("archive.md.j2")
+    return template.render(
+        study=study,
+        file=study_file.name,
+        version=version("em-eval"),
+        without=without,
+        packed=packed,
+        logged=logged,
+        suffix=PACKED if packed else "/",
     )
 
 

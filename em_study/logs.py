@@ -16,6 +16,7 @@ from em_core.errors import UserError
 from em_core.files import sha256_file, sha256_json
 from em_core.manifest import Manifest
 from em_eval.model_names import split_hash
+from em_study.sampling import sampling_of
 from em_study.study import Evaluation
 
 LOGS = Path("logs")
@@ -167,11 +168,10 @@ def _asked(evaluation: Evaluation) -> Settings:
 
 def _settings(header: EvalLog) -> Settings:
     """What determined a log's answers and scores beside the weights: engine, task arguments, sampling, grader."""
-    config = header.plan.config.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
     roles = header.eval.model_roles or {}
     grader = roles.get("grader")
     name = getattr(grader[0] if isinstance(grader, list) else grader, "model", None) if grader else None
-    return header.eval.model.partition("/")[0], header.eval.task_args_passed, config, name
+    return header.eval.model.partition("/")[0], header.eval.task_args_passed, sampling_of(header.plan.config), name
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ PAGES = [path for path in TABLES["PAGES"] if TABLES["PLACE"].search(path.read_te
 
 
 def test_there_are_such_pages() -> None:
-    assert {path.name for path in PAGES} >= {"small_study.md"}
+    assert {path.name for path in PAGES} >= {"README.md", "small_study.md"}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from em_core.errors import UserError
-from em_study.sampling import SAMPLING, Temperature, TopK, TopP, chosen
+from em_study.sampling import SAMPLING, Temperature, TopK, TopP, chosen, sampling_of
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
@@ -170,7 +170,7 @@ def _as_in(log: "EvalLog", asked: dict[str, Any]) -> tuple[dict[str, Any], str |
     settings = {name: value for name, value in log.eval.task_args.items() if value is not None}
     role = (log.eval.model_roles or {}).get("grader")
     grader = None if role is None else (role[0] if isinstance(role, list) else role).model
-    sampling = chosen(**{name: getattr(log.plan.config, name) for name in SAMPLING})
+    sampling = sampling_of(log.plan.config)
     found = {"grader": grader, "samples": log.eval.config.epochs, **settings, **sampling}
     for name, value in asked.items():
         if value is not None and value != found.get(name):

@@ -51,9 +51,10 @@ def compare(
     plan = make_plan(loaded)
     results = collect(loaded, existing(plan), evaluation, absent(plan))
     found = compare_results(results, outcome, levels)
-    print_comparison(found, outcome, Console())
+    console = Console()
+    print_comparison(found, outcome, console)
     for line in found.missing if missing else _gathered(found.missing):
-        Console().print(f"missing: {line}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"missing: {line}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _level(text: str) -> tuple[str, float]:

@@ -257,10 +257,9 @@ def family_spread(evidence: Evidence) -> Measured | None:
     means, _ = _over_shared(data, "base_name", "rate")
     if not means:
         return None
-    spread = max(means.values()) - min(means.values())
-    ends = ", ".join(
-        f"{name} {means[name]:.1f}" for name in (min(means, key=means.__getitem__), max(means, key=means.__getitem__))
-    )
+    low, high = (end(means, key=means.__getitem__) for end in (min, max))
+    spread = means[high] - means[low]
+    ends = ", ".join(f"{name} {means[name]:.1f}" for name in (low, high))
     text = f"{spread:.1f} over {len(means)} models ({ends})"
     return Measured(text, spread <= FAMILY_SPREAD)
 
