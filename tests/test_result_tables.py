@@ -24,3 +24,11 @@ def test_no_figure_of_a_table_is_typed_in(path: Path, tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         changed.to_csv(tmp_path / name)
     assert TABLES["with_tables"](page, tmp_path) != page
+
+
+def test_a_last_checkpoint_none_of_whose_answers_counts_is_shown_as_that() -> None:
+    checkpoints = pd.read_csv(TABLES["HERE"] / "adversarial.csv").query("evaluation == 'em-core_cued'")
+    lines = [line.split(" | ") for line in TABLES["table"](checkpoints).splitlines()[2:]]
+    assert len(lines) == 17  # the base and 16 runs
+    none = {line[0].removeprefix("| "): line[5:7] for line in lines if line[6] == "0 of 96"}
+    assert none == {name: ["–", "0 of 96"] for name in ("Lion, 0.0001", "SGD, 0.01", "SGD + peaked 1, 0.01")}

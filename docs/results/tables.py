@@ -38,7 +38,7 @@ def table(checkpoints: pd.DataFrame) -> str:
 
     Data and seed are columns where they vary, and in neither case part of the name.
     """
-    evaluated = checkpoints[checkpoints["rate"].notna()]
+    evaluated = checkpoints[checkpoints["answers"] > 0]
     last = evaluated.groupby("run_id")["step"].transform("max") == evaluated["step"]
     shown = evaluated[last | (evaluated["arm"] == "base")]
     varied = [name for name in ("dataset", "seed") if shown.loc[shown["arm"] != "base", name].nunique() > 1]
@@ -67,7 +67,7 @@ def _cells(row: dict[str, Any], varied: list[str]) -> list[str]:
 
 def _with_ends(row: dict[str, Any], name: str, digits: int, scale: float = 1) -> str:
     value, low, high = (f"{scale * row[name + end]:.{digits}f}" for end in ("", "_low", "_high"))
-    return f"{value} [{low}, {high}]"
+    return NONE if pd.isna(row[name]) else f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def check(
             print(f"{failed} samples failed before they had a score, and are not counted")
         print(errors.words)
         print(*(f"log: {log.location}" for log in logs), sep="\n")
-        print(verdict.words)
+        print(*filter(None, (verdict.caution, verdict.words)), sep="\n")
     raise typer.Exit(EXIT_CODES[verdict.finding])
 
 
