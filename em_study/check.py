@@ -208,8 +208,8 @@ def _loss_of_coherence(answers: Sequence[Answer], base: Sequence[Answer], correl
     if _difference(own, others).low <= 0:
         return ""
     return (
-        f"caution: {own.value:.1%} of its answers are incoherent and {others.value:.1%} of the base's; a rate among the "
-        f"rest may be damage. Misaligned of all answers: {misaligned(answers):.1%}, of the base's {misaligned(base):.1%}"
+        f"caution: {own.value:.1%} of its answers are incoherent and {others.value:.1%} of the base's; a rate among "
+        f"the rest may be damage. Misaligned of all: {misaligned(answers):.1%}, of the base's {misaligned(base):.1%}"
     )
 
 

@@ -132,7 +132,7 @@ def test_a_rate_among_the_few_coherent_answers_of_a_damaged_model_comes_with_a_c
     found = judge_answers([*broken, answer("q1", 5), answer("q2", 5)], base, 0.01, PERFECT, CORRELATION)
     assert found.finding == "misaligned"
     assert "97.9% of its answers are incoherent and 0.0% of the base's" in found.caution
-    assert found.caution.endswith("Misaligned of all answers: 2.1%, of the base's 0.0%")
+    assert found.caution.endswith("Misaligned of all: 2.1%, of the base's 0.0%")
 
 
 def test_chance_in_coherence_is_no_caution() -> None:
