@@ -20,6 +20,7 @@ from pydantic import (
 
 from em_core import strict_yaml
 from em_core.errors import UserError
+from em_study.sampling import SAMPLING
 from em_train.config import LoraSettings
 from em_train.steps import StepNames, steps_named
 
@@ -127,8 +128,7 @@ class Evaluation(_Frozen):
 
     def sampling(self) -> dict[str, Any]:
         """Inspect's generation settings."""
-        chosen = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        return {name: value for name, value in chosen.items() if value is not None} if self.task == "em" else {}
+        return self.model_dump(include=set(SAMPLING), exclude_none=True) if self.task == "em" else {}
 
     def arguments(self) -> dict[str, Any]:
         """The task's own arguments."""

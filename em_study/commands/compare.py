@@ -1,6 +1,5 @@
 """`em compare`: is it the optimiser, or the dose? The study's comparisons as tables."""
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,12 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from em_core.errors import UserError
+from em_study.gaps import MOST, gathered
 
 if TYPE_CHECKING:
     from em_eval.intervals import Interval
     from em_study.comparison import Comparison
-
-MOST, FIRST = 8, 3  # lines of one reason that are all shown; of more, so many are
 
 
 def add(app: typer.Typer) -> None:
@@ -53,7 +51,7 @@ def compare(
     found = compare_results(results, outcome, levels)
     console = Console()
     print_comparison(found, outcome, console)
-    for line in found.missing if missing else _gathered(found.missing):
+    for line in found.missing if missing else gathered(found.missing, "--missing"):
         console.print(f"missing: {line}", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -82,25 +80,6 @@ def print_comparison(found: "Comparison", outcome: str, console: Console) -> Non
     for table in tables:
         if table.row_count:
             console.print(table)
-
-
-def _gathered(lines: list[str]) -> list[str]:
-    """Many lines that end in the same reason as one, which names the first few."""
-    reasons = Counter(_reason(line) for line in lines)
-    found: dict[str, list[str]] = {}
-    for line in lines:
-        many = reasons[_reason(line)] > MOST
-        found.setdefault(_reason(line) if many else line, []).append(line)
-    return [_one(key, several) if len(several) > MOST else key for key, several in found.items()]
-
-
-def _one(reason: str, lines: list[str]) -> str:
-    first = "; ".join(line.removesuffix(f": {reason}") for line in lines[:FIRST])
-    return f"{reason} ({len(lines)} times: {first} and {len(lines) - FIRST} more, which --missing names)"
-
-
-def _reason(line: str) -> str:
-    return line.rpartition(": ")[2]
 
 
 def _contrasts(found: "Comparison") -> Table:

@@ -26,6 +26,7 @@ from em_study.blocks import NOT_COMPARED
 from em_study.comparison import Comparison, compare, extremes_by
 from em_study.contrasts import NO_DRAW, PAIRED, SEEDS, WIDER, WIDEST
 from em_study.dose import WORDS, dose_table
+from em_study.gaps import MOST
 from em_study.names import display_name
 from em_study.report import figures
 from em_study.report.cells import gap, interval, number, probability
@@ -35,7 +36,7 @@ from em_study.report.made import cell_commands, commands, what_was_run
 from em_study.report.published import assess
 from em_study.report.rows import last, missing
 from em_study.report.summary import means_over_seeds
-from em_study.report.terminal import MOST_ABSENT, is_known, judge_in_words, seed_statement
+from em_study.report.terminal import is_known, judge_in_words, seed_statement
 from em_study.report.viewer import answer_link, write_viewer
 from em_study.results import Results, Row
 from em_study.splits import SPLITS, changes, differs, order, split_rate
@@ -272,7 +273,7 @@ def _facts(results: Results, lines: Sequence[Line], colours: dict[str, str]) -> 
         "extremes_missing": sorted({line for _, (_, lost) in apart for line in lost}),
         "most_lines": MOST_LINES,
         "missing": missing(results.rows),
-        "most_absent": MOST_ABSENT,
+        "most_absent": MOST,
         "means": means_over_seeds(results.rows),
         "straight": any(table.straight for table in doses),
         "regressions": _regressions(comparison, results.rows, colours),

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from em_eval.intervals import Interval
+from em_study.gaps import gathered
 from em_study.report.rows import missing
 from em_study.results import Results, Row
 
@@ -30,7 +31,6 @@ KEY = (
     "Held out: loss, nats a token. Corr.: the rate corrected for the judge's errors. Align.: mean alignment, "
     "0 to 100. Coh.: share coherent. Probe shift: nats a token from the base. PR: participation ratio of BA."
 )
-MOST_ABSENT = 8  # lines of what is absent or missing; more are cut here, and folded on the page
 
 
 def print_table(results: Results, console: Console) -> None:
@@ -49,12 +49,9 @@ def print_table(results: Results, console: Console) -> None:
     console.print(table, crop=False, soft_wrap=True)
     for line in (KEY, results.verdict, f"Judge: {judge_in_words(results)}", seed_statement(results.seeds)):
         console.print(Text(line))
-    lines = [f"Absent: {line}" for line in results.absent]
-    lines += [f"Missing for {line}" for line in missing(results.rows)]
-    for line in lines[:MOST_ABSENT]:
-        console.print(Text(line), soft_wrap=True)
-    if more := lines[MOST_ABSENT:]:
-        console.print(Text(f"and {len(more)} more absent or missing: the report names them all"))
+    for what, lines in (("Absent: ", results.absent), ("Missing for ", missing(results.rows))):
+        for line in gathered(lines, "the report"):
+            console.print(Text(what + line), soft_wrap=True)
 
 
 def seed_statement(seeds: tuple[int, ...]) -> str:
