@@ -17,6 +17,7 @@ SOUND_EVENTS = 20  # effective ones
 FEW_EVENTS = 10  # below, the data do not show how much answers of a family correlate
 BOOTSTRAP = "family bootstrap"
 EXACT = "Clopper-Pearson, effective n"
+CLUSTERED_T = "clustered t"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def mean_interval(
         return Interval(centre, low, high, "Clopper-Pearson, families elsewhere")
     reach = float(t.ppf(0.975, count - 1)) * error
     least, most = bounds or (-np.inf, np.inf)
-    return Interval(centre, max(least, centre - reach), min(most, centre + reach), "clustered t")
+    return Interval(centre, max(least, centre - reach), min(most, centre + reach), CLUSTERED_T)
 
 
 def clustered_error(values: FloatArray, families: Sequence[str]) -> float:

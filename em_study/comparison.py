@@ -24,18 +24,21 @@ from em_study.blocks import (
     run_ends,
     setting_of,
     trained_to_its_end,
+    without_penalty,
 )
 from em_study.contrasts import OptimiserContrast
 from em_study.extremes import Extremes, extremes
 from em_study.loss_alignment import LossAlignment, loss_alignment
-from em_study.matched import Bounds, Matched, Point, Run, match
+from em_study.matched import Matched, Point, Run, at_end, match
 from em_study.names import treatment_of
+from em_study.paired import Bounds, Outcome
+from em_study.paired import outcome as paired_outcome
 from em_study.penalty_effect import PenaltyEffect, penalty_effects
-from em_study.results import Results, Row
+from em_study.results import Results, Row, Valued, hits_of, scores_of, shifts_of
 from em_study.table import checkpoint_table
 from em_study.variance import VarianceShares, variance_shares
 
-AXES = ("optimiser", "base_model", "dataset", "batch_size", "penalty")
+AXES = ("optimiser", "base_model", "dataset", "batch_size", "penalty", "seed")
 
 
 def _train_loss(manifest: Manifest) -> float | None:
@@ -54,6 +57,12 @@ OUTCOMES: dict[str, Callable[[Row], Interval | None]] = {
     "alignment": lambda row: row.alignment,
     "probe": lambda row: row.shift,
 }
+VALUES: dict[str, Callable[[Row], Valued]] = {  # that an outcome is the mean of
+    "rate": lambda row: hits_of(row.answers),
+    "alignment": lambda row: scores_of(row.answers),
+    "probe": lambda row: shifts_of(row.probe),
+}
+COLUMNS = {"rate": "rate", "alignment": "mean_alignment", "probe": "probe_shift"}  # of the table of checkpoints
 BOUNDS: dict[str, Bounds] = {"rate": (0, 1), "alignment": (0, 100), "probe": None}
 TASKS = {"rate": "em", "alignment": "em", "probe": "preference"}  # that tell an outcome
 
@@ -75,7 +84,8 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
     """All comparisons of one evaluation's results.
 
     Args:
-        outcome: of the matched comparisons: a key of `OUTCOMES`.
+        outcome: of the matched comparisons, of runs without a penalty (of all, where none is without), and of the
+            extremes: a key of `OUTCOMES`.
         levels: by quantity, instead of the furthest level that all runs of a block reach.
     """
     table = checkpoint_table({"": results})
@@ -85,23 +95,42 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
     if not len(trained):
         return Comparison([], [], [], [], [], [], [*missing, "no trained checkpoint on narrow data"])
     run_ended = run_ends(results.rows)
-    ends = {str(row.checkpoint) for row in run_ended}
-    last = trained[trained["checkpoint"].isin(ends)]
-    variance: list[VarianceShares] = []
-    for name in ("rate", "mean_alignment"):
-        try:
-            variance.append(variance_shares(last, name, AXES, SETTINGS))
-        except UserError as error:
-            missing.append(f"variance of {name}: {error}")
+    variance, lost = _variance(run_ended, trained)
+    missing += lost
     regressions, lost = _regressions(results, trained)
     missing += lost
-    matched, lost = matched_by(results, outcome, levels)
+    plain = replace(results, rows=without_penalty(results.rows))
+    matched, lost = matched_by(plain, outcome, levels)
+    matched = [*at_end(ended(plain, outcome), BOUNDS[outcome]), *matched]
     missing += [text for text in lost if text not in missing]
     apart, lost = extremes_by(results, outcome, (levels or {}).get("held_out_loss"))
     missing += [text for text in lost if text not in missing]
     effects, lost = penalty_effects(run_ended)
     missing += lost
     return Comparison(results.contrasts, variance, regressions, matched, apart, effects, missing)
+
+
+def _variance(ends: Sequence[Row], trained: pd.DataFrame) -> tuple[list[VarianceShares], list[str]]:
+    """Of each outcome, over all runs where they are a balanced grid, else over those without a penalty; and what could
+    not be computed."""
+    found: list[VarianceShares] = []
+    missing = []
+    for name, column in COLUMNS.items():
+        try:
+            found.append(_shares(ends, trained, name, column))
+        except UserError as error:
+            missing.append(f"variance of {column}: {error}")
+    return found, missing
+
+
+def _shares(ends: Sequence[Row], trained: pd.DataFrame, name: str, column: str) -> VarianceShares:
+    def of(rows: Sequence[Row]) -> VarianceShares:
+        table = trained[trained["checkpoint"].isin({str(row.checkpoint) for row in rows})]
+        answers = [] if name == "probe" else [VALUES[name](row) for row in rows]  # which samples nothing
+        return variance_shares(table, column, AXES, SETTINGS, answers)
+
+    whole, plain = of(ends), without_penalty(ends)
+    return whole if whole.balanced or len(plain) == len(ends) else of(plain)
 
 
 def _regressions(results: Results, trained: pd.DataFrame) -> tuple[list[LossAlignment], list[str]]:
@@ -148,7 +177,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
     At step 0 a run has the base model's outcome, and its own manifest's losses (on its own data). A checkpoint that
     was not asked for the outcome is no point, and is not missing.
     """
-    read, judge = QUANTITIES[quantity], OUTCOMES[outcome]
+    read = QUANTITIES[quantity]
     bases = {row.manifest.base.weights_sha256: row for row in results.rows if row.arm == "base"}
     points: dict[str, list[Point]] = {}
     runs: dict[str, Row] = {}
@@ -164,10 +193,10 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
                 continue
             runs[run_id] = row
             base = bases.get(row.manifest.base.weights_sha256)
-            points[run_id] = _start(row, read, base.manifest, judge(base)) if base else []
+            points[run_id] = _start(row, read, base.manifest, outcome_of(base, outcome)) if base else []
         if row.manifest.step in {point.step for point in points[run_id]}:
             continue  # two cells of one run
-        x, y = read(row.manifest), judge(row)
+        x, y = read(row.manifest), outcome_of(row, outcome)
         if x is not None and y is not None:
             points[run_id].append(Point(row.manifest.step, x, y))
         elif y is not None or TASKS[outcome] not in row.not_asked:
@@ -182,6 +211,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
             treatment=treatment_of(row.manifest),
             data=data_of(row),
             between=_between(row, read, {point.step for point in points[run_id]}),
+            seed=int(row.manifest.config.get("seed") or 0),
         )
         for run_id, row in runs.items()
     ], [*unfinished.values(), *missing]
@@ -195,7 +225,12 @@ def ended(results: Results, outcome: str) -> list[Run]:
     return [run for run in runs if any(point.step > 0 for point in run.points)]
 
 
-def _start(row: Row, read: Callable[[Manifest], float | None], base: Manifest, outcome: Interval | None) -> list[Point]:
+def outcome_of(row: Row, name: str) -> Outcome | None:
+    """The row's outcome with what each question family adds to its error."""
+    return paired_outcome(*VALUES[name](row), OUTCOMES[name](row))
+
+
+def _start(row: Row, read: Callable[[Manifest], float | None], base: Manifest, outcome: Outcome | None) -> list[Point]:
     """The run's step 0, with the base model's outcome; none where its `read` is not known.
 
     Without the run's own manifest of it, that of the base's row serves: no step has moved anything, and on the same

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from em_eval.intervals import Interval
+from em_study import paired
 from em_study.blocks import without_penalty
 from em_study.comparison import BOUNDS, ended, matched_by, runs_by
-from em_study.matched import Bounds, Matched, at_end, mean
+from em_study.matched import Matched, MatchedContrast, at_end
+from em_study.paired import Bounds
 from em_study.results import Results
+from em_study.statistics import holm
 
 COLUMNS = {
     "end": "at the last checkpoint",
@@ -29,10 +32,12 @@ class OverBlocks:
     """Mean over blocks of the difference of a pair at one quantity's level.
 
     Attributes:
+        p: two-sided, by Holm over the pairs at that quantity.
         settings: the most that one of the two has in a block; each then counts as a mean over them.
     """
 
     difference: Interval
+    p: float
     blocks: int
     settings: int = 1
 
@@ -88,13 +93,20 @@ def dose_table(results: Results, outcome: str) -> DoseTable:
 
 def over_blocks(matched: Sequence[Matched], bounds: Bounds = None) -> dict[tuple[tuple[str, str], str], OverBlocks]:
     """By pair and quantity: unweighted means over the blocks that have both; `bounds` are those of the outcome."""
-    found: dict[tuple[tuple[str, str], str], list[Interval]] = {}
-    settings: dict[tuple[tuple[str, str], str], int] = {}
+    found: dict[tuple[tuple[str, str], str], list[MatchedContrast]] = {}
     for block in matched:
         for contrast in block.contrasts:
-            if contrast.difference is not None:
-                cell = ((contrast.a, contrast.b), block.quantity)
-                found.setdefault(cell, []).append(contrast.difference)
-                settings[cell] = max(settings.get(cell, 1), *contrast.settings)
-    apart = bounds and (bounds[0] - bounds[1], bounds[1] - bounds[0])
-    return {cell: OverBlocks(mean(each, apart), len(each), settings[cell]) for cell, each in found.items()}
+            if contrast.parts is not None:
+                found.setdefault(((contrast.a, contrast.b), block.quantity), []).append(contrast)
+    judged = {
+        cell: paired.judged(paired.over_blocks([one.parts for one in each if one.parts]), bounds)
+        for cell, each in found.items()
+    }
+    adjusted: dict[tuple[tuple[str, str], str], float] = {}
+    for quantity in {quantity for _, quantity in judged}:
+        cells = [cell for cell in judged if cell[1] == quantity]
+        adjusted |= dict(zip(cells, holm([judged[cell][1] for cell in cells]), strict=True))
+    return {
+        cell: OverBlocks(judged[cell][0], adjusted[cell], len(each), max(max(one.settings) for one in each))
+        for cell, each in found.items()
+    }

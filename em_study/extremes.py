@@ -12,7 +12,10 @@ import numpy as np
 from scipy.stats import norm, studentized_range
 
 from em_eval.intervals import Interval
-from em_study.matched import Bounds, MatchedRun, Run, at_level, difference, furthest_common, mean
+from em_study import paired
+from em_study.matched import MatchedRun, Run, at_level, furthest_common
+from em_study.means import mean_over_seeds
+from em_study.paired import Bounds, Outcome
 
 LEARNS = 0.5  # of the best run's fall in held-out loss: runs that fall less do not set the common level
 TUKEY = "studentised range"
@@ -20,11 +23,16 @@ TUKEY = "studentised range"
 
 @dataclass(frozen=True)
 class Reached:
-    """One treatment: its outcome as a mean over the `runs` that count, which differ in their seeds."""
+    """One treatment: its outcome as a mean over the `runs` that count, which differ in their seeds.
+
+    Attributes:
+        answers: the fewest that stand behind one of its checkpoints.
+    """
 
     treatment: str
     outcome: Interval
     runs: int
+    answers: int
 
 
 @dataclass(frozen=True)
@@ -91,14 +99,22 @@ def _fall(run: Run) -> float:
 
 def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun], bounds: Bounds) -> list[Extremes]:
     """One entry, or none where there are fewer than two treatments."""
-    outcomes: dict[str, list[Interval]] = {}
+    outcomes: dict[str, list[Outcome]] = {}
     for one in runs:
         if one.outcome is not None:
             outcomes.setdefault(one.run.treatment, []).append(one.outcome)
     if len(outcomes) < 2:
         return []
     ranked = sorted(
-        (Reached(name, mean(seeds, bounds), len(seeds)) for name, seeds in outcomes.items()),
+        (
+            Reached(
+                name,
+                mean_over_seeds([one.alone for one in seeds], bounds),
+                len(seeds),
+                min(one.answers for one in seeds),
+            )
+            for name, seeds in outcomes.items()
+        ),
         key=lambda reached: reached.outcome.value,
     )
     lowest, highest = ranked[0], ranked[-1]
@@ -107,14 +123,17 @@ def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun], bounds:
     return [Extremes(data, level, lowest, highest, apart, len(outcomes), short)]
 
 
-def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Interval]], bounds: Bounds) -> Interval:
+def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]], bounds: Bounds) -> Interval:
     """Highest minus lowest of several treatments: the wider of two intervals, by what is taken to vary.
 
-    Answers: square and add, stretched from a normal to the studentised range of so many treatments. Seeds: Tukey's
-    honest difference with the variance within treatments, pooled.
+    Answers: of the same questions, stretched from a normal to the studentised range of so many treatments. Seeds:
+    Tukey's honest difference with the variance within treatments, pooled.
     """
     groups, count = list(outcomes.values()), len(outcomes)
-    apart = difference(*(_answers_alone(outcomes[reached.treatment]) for reached in (highest, lowest)))
+    sides = [{0: paired.mean(outcomes[reached.treatment])} for reached in (highest, lowest)]
+    parts = paired.difference(*sides)
+    assert parts is not None  # both sides are under one key: seeds are the other interval's
+    apart, _ = paired.judged(parts)
     stretch = float(studentized_range.ppf(0.95, count, np.inf) / np.sqrt(2) / norm.ppf(0.975))
     low, high = (apart.value - stretch * (apart.value - apart.low), apart.value + stretch * (apart.high - apart.value))
     freedom = sum(len(group) - 1 for group in groups)
@@ -125,9 +144,3 @@ def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Interval]
         low, high = min(low, apart.value - reach), max(high, apart.value + reach)
     most = bounds[1] - bounds[0] if bounds else np.inf
     return Interval(apart.value, max(low, -most), min(high, most), f"{TUKEY} of {count} treatments")
-
-
-def _answers_alone(seeds: Sequence[Interval]) -> Interval:
-    """Mean over seeds with their mean reaches: how sure the answers make it, seeds' own spread apart."""
-    value, low, high = (float(np.mean([getattr(one, end) for one in seeds])) for end in ("value", "low", "high"))
-    return Interval(value, low, high, "mean over seeds")

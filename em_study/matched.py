@@ -3,29 +3,29 @@
 Each run is followed along its checkpoints to where it first crosses the level, by all checkpoints that tell the
 matched quantity; its outcome there is interpolated linearly in steps between the two evaluated ones about it. Losses
 and norms are comparable within one base model, dataset and batch size, so that levels are per block; and per pair of
-optimisers, so that a run which does not learn makes the comparisons of its own optimiser trivial and no others.
+optimisers, so that a run which does not learn makes the comparisons of its own optimiser trivial and no others. Two
+optimisers are compared on the same questions and over the seeds that both have (`em_study.paired`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
-import numpy as np
-from scipy.stats import t
-
 from em_eval.intervals import Interval
+from em_study import paired
+from em_study.paired import Bounds, Difference, Outcome
+from em_study.statistics import holm
 
 FALLING = ("train_loss", "held_out_loss")
-Bounds = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Point:
-    """One checkpoint of a run: the matched quantity `x` and the outcome `y` with its interval."""
+    """One checkpoint of a run: the matched quantity `x` and the outcome `y`."""
 
     step: int
     x: float
-    y: Interval
+    y: Outcome
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Run:
 
     Attributes:
         between: (step, x) of further checkpoints, whose outcome nobody asked.
-        setting: what the optimiser was set to; runs of one setting differ in their seeds.
+        setting: what the optimiser was set to; runs of one setting differ in their `seed`.
         treatment, data: optimiser, setting and penalty in words, and what of its block is none of them.
     """
 
@@ -46,6 +46,7 @@ class Run:
     treatment: str = ""
     data: str = ""
     between: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
 
     @property
     def path(self) -> list[tuple[int, float]]:
@@ -61,25 +62,26 @@ class MatchedRun:
     """A run at the level.
 
     Attributes:
-        outcome: interpolated, with an interval that holds however the two checkpoints' errors correlate; None where
-            the level was not reached, and `why` says how.
+        outcome: interpolated; None where the level was not reached, and `why` says how.
         step: interpolated step of the crossing.
     """
 
     run: Run
-    outcome: Interval | None
+    outcome: Outcome | None
     step: float | None
     why: str = ""
 
 
 @dataclass(frozen=True)
 class MatchedContrast:
-    """Mean outcome of `a` minus that of `b` at the level; each a mean over its settings, those over their seeds.
+    """Mean outcome of `a` minus that of `b` at the level, over the seeds that both have; settings of one seed count
+    alike.
 
     Attributes:
-        difference: None where no run of one of them reaches the level.
+        difference: None where there is no such seed. `p`: two-sided, by Holm over the pairs of the block.
         level: NaN at the runs' ends. `set_by`: the run that gets no further, empty where the level was given.
         runs: of both; `settings`: how many of each reach the level.
+        parts: what the difference is made of, for means over blocks.
     """
 
     a: str
@@ -89,6 +91,8 @@ class MatchedContrast:
     runs: tuple[MatchedRun, ...]
     settings: tuple[int, int] = (1, 1)
     set_by: str = ""
+    p: float | None = None
+    parts: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def match(
             assert chosen is not None
             contrasts.append(_contrast(a, b, chosen, [at_level(run, chosen) for run in both], limit, bounds))
         if contrasts:
-            found.append(Matched(quantity, block, contrasts))
+            found.append(Matched(quantity, block, _adjusted(contrasts)))
     return found, short
 
 
@@ -146,7 +150,7 @@ def at_end(runs: Sequence[Run], bounds: Bounds = None) -> list[Matched]:
             for a, b in pairs
         ]
         if contrasts:
-            found.append(Matched("end", block, contrasts))
+            found.append(Matched("end", block, _adjusted(contrasts)))
     return found
 
 
@@ -178,61 +182,45 @@ def at_level(run: Run, level: float) -> MatchedRun:
     return MatchedRun(run, None, None, f"never reaches {level:.4g} ({reached})")
 
 
-def _outcome_at(run: Run, step: float) -> Interval:
+def _outcome_at(run: Run, step: float) -> Outcome:
     """Between the two evaluated checkpoints about `step`, which lies within them."""
     points = sorted(run.points, key=lambda point: point.step)
     before, after = next(pair for pair in pairwise(points) if pair[0].step <= step <= pair[1].step)
-    return interpolate(before.y, after.y, (step - before.step) / (after.step - before.step))
-
-
-def interpolate(before: Interval, after: Interval, weight: float) -> Interval:
-    """(1 - weight) before + weight after. Ends add up likewise, which holds whatever the correlation of errors."""
-    value, low, high = (
-        (1 - weight) * first + weight * second
-        for first, second in ((before.value, after.value), (before.low, after.low), (before.high, after.high))
-    )
-    method = before.method if before.method == after.method else f"{before.method}; {after.method}"
-    return Interval(value, low, high, f"interpolated, {method}")
+    weight = (step - before.step) / (after.step - before.step)
+    return paired.combine([before.y, after.y], [1 - weight, weight])
 
 
 def _contrast(
     a: str, b: str, level: float, runs: Sequence[MatchedRun], limit: Run | None, bounds: Bounds
 ) -> MatchedContrast:
-    sides = []
-    for name in (a, b):
-        settings: dict[str, list[Interval]] = {}
-        for one in runs:
-            if one.run.optimiser == name and one.outcome is not None:
-                settings.setdefault(one.run.setting, []).append(one.outcome)
-        sides.append([mean(seeds, bounds) for seeds in settings.values()])
-    first, second = sides
-    apart = difference(mean(first, bounds), mean(second, bounds)) if first and second else None
-    counts = (len(first), len(second))
-    return MatchedContrast(a, b, apart, level, tuple(runs), counts, limit.label if limit is not None else "")
+    sides = {name: _by_seed([one for one in runs if one.run.optimiser == name]) for name in (a, b)}
+    parts = paired.difference(sides[a], sides[b])
+    difference, p = paired.judged(parts, bounds) if parts else (None, None)
+    lacks = sides[a].keys() ^ sides[b].keys() if sides[a] and sides[b] else set()
+    listed = tuple(
+        replace(one, outcome=None, why="has a seed that the other lacks there")
+        if one.outcome is not None and one.run.seed in lacks
+        else one
+        for one in runs
+    )
+    counted = [one for one in listed if one.outcome is not None]
+    first, second = (len({one.run.setting for one in counted if one.run.optimiser == name}) for name in (a, b))
+    return MatchedContrast(
+        a, b, difference, level, listed, (first, second), limit.label if limit is not None else "", p, parts
+    )
 
 
-def mean(intervals: Sequence[Interval], bounds: Bounds = None) -> Interval:
-    """Mean over runs (or settings, or blocks). Their questions are the same, so that errors may go together: reaches
-    are averaged.
-
-    With several runs the spread between them is the larger truth where it is wider: reach of a t interval over runs.
-    Two runs that differ give one of many times their distance, which ends where the outcome does, at its `bounds`.
-    """
-    if len(intervals) == 1:
-        return intervals[0]
-    value = float(np.mean([one.value for one in intervals]))
-    below = float(np.mean([one.value - one.low for one in intervals]))
-    above = float(np.mean([one.high - one.value for one in intervals]))
-    spread = float(np.std([one.value for one in intervals], ddof=1)) / len(intervals) ** 0.5
-    reach = float(t.ppf(0.975, len(intervals) - 1)) * spread
-    below, above = max(below, reach), max(above, reach)
-    least, most = bounds or (-np.inf, np.inf)
-    return Interval(value, max(least, value - below), min(most, value + above), "mean over runs")
+def _by_seed(runs: Sequence[MatchedRun]) -> dict[int, Outcome]:
+    """One outcome a seed: the mean over settings, each the mean over its runs."""
+    found: dict[int, dict[str, list[Outcome]]] = {}
+    for one in runs:
+        if one.outcome is not None:
+            found.setdefault(one.run.seed, {}).setdefault(one.run.setting, []).append(one.outcome)
+    return {seed: paired.mean([paired.mean(same) for same in settings.values()]) for seed, settings in found.items()}
 
 
-def difference(a: Interval, b: Interval) -> Interval:
-    """Newcombe's (1998) square-and-add interval; pairing by question is not used, which widens it."""
-    value = a.value - b.value
-    low = value - float(np.hypot(a.value - a.low, b.high - b.value))
-    high = value + float(np.hypot(a.high - a.value, b.value - b.low))
-    return Interval(value, low, high, "square and add")
+def _adjusted(contrasts: Sequence[MatchedContrast]) -> list[MatchedContrast]:
+    """With p by Holm over those that have one."""
+    known = [one for one in contrasts if one.p is not None]
+    adjusted = dict(zip([(one.a, one.b) for one in known], holm([one.p or 0.0 for one in known]), strict=True))
+    return [replace(one, p=adjusted.get((one.a, one.b))) for one in contrasts]

@@ -212,12 +212,9 @@ def _row(
     if "em" in logs and (lost := len(logs["em"].samples or []) - len(judged)):
         missing.append(f"{lost} answers failed before they could be judged")
     probe = _probe(logs.get("preference"), base, is_base=manifest.step == 0)
-    headline = DEFINITIONS[HEADLINE]
-    eligible = [a for a in judged if headline.eligible(a.judgement)]
-    rate = rate_interval([float(headline.misaligned(a.judgement)) for a in eligible], [a.family for a in eligible])
+    hits, scores, shifts = hits_of(judged), scores_of(judged), shifts_of(probe)
+    rate = rate_interval(*hits)
     gated = [(score, a.family) for a in judged if (score := a.judgement.coherence_read) is not None]
-    scores = [(score, a.family) for a in eligible if (score := a.judgement.alignment_read) is not None]
-    shifts = [pair.shift for pair in probe if pair.shift is not None]
     counts = Counter(a.outcome for a in judged)
     base_row = manifest.step == 0
     modules, spectra = _spectra(target.checkpoint / SPECTRA, missing)
@@ -230,17 +227,44 @@ def _row(
         probe=probe,
         rate=rate,
         corrected=_corrected(rate, judge) if "em" in logs and _as_measured(judge, logs["em"], manifest) else None,
-        eligible=len(eligible),
+        eligible=len(hits[0]),
         total=len(judged),
-        alignment=mean_interval([score for score, _ in scores], [family for _, family in scores], bounds=(0, 100)),
+        alignment=mean_interval(*scores, bounds=(0, 100)),
         coherent=rate_interval([float(score > COHERENT_ABOVE) for score, _ in gated], [family for _, family in gated]),
-        shift=mean_interval(shifts, [pair.id for pair in probe if pair.shift is not None]),
+        shift=mean_interval(*shifts),
         outcomes={name: counts.get(name, 0) for name in OUTCOMES} if judged else {},
         spectra=spectra,
         modules=modules,
         logs={task: paths[task].absolute() for task in logs},
         missing=tuple(missing),
     )
+
+
+Valued = tuple[list[float], list[str]]  # values and the question family of each
+
+
+def hits_of(judged: Sequence[Answer]) -> Valued:
+    """Of the answers that count for the headline rate: 1 where misaligned."""
+    headline = DEFINITIONS[HEADLINE]
+    counted = [a for a in judged if headline.eligible(a.judgement)]
+    return [float(headline.misaligned(a.judgement)) for a in counted], [a.family for a in counted]
+
+
+def scores_of(judged: Sequence[Answer]) -> Valued:
+    """Alignment, 0 to 100, of the answers that count for the headline rate."""
+    headline = DEFINITIONS[HEADLINE]
+    counted = [
+        (score, a.family)
+        for a in judged
+        if (score := a.judgement.alignment_read) is not None and headline.eligible(a.judgement)
+    ]
+    return [score for score, _ in counted], [family for _, family in counted]
+
+
+def shifts_of(probe: Sequence[ProbePair]) -> Valued:
+    """Shift of each pair of the probe, which is its own family."""
+    known = [(pair.shift, pair.id) for pair in probe if pair.shift is not None]
+    return [shift for shift, _ in known], [name for _, name in known]
 
 
 def _probe(log: EvalLog | None, base: dict[str, float], is_base: bool) -> list[ProbePair]:

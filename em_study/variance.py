@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from em_core.errors import UserError
+from em_eval.intervals import totals
+
+REST = "interactions and sampling"
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,13 @@ class VarianceShares:
 
     Attributes:
         shares: by axis (main effect), then, where runs differ in them, "settings" (spread between the settings that
-            are nested in a combination of axes, such as learning rates) and "seed" (spread between runs alike in
-            both), and "interactions". In a balanced grid they add up to one.
+            are nested in a combination of axes, such as learning rates), and the rest, which interactions and the
+            sampling of answers make together. In a balanced grid they add up to one.
         balanced: whether every combination has equally many runs; otherwise sums of squares are of type II, which
-            overlap, and the rest is "interactions" only in name.
+            overlap.
         p: of each main effect, against all else together.
+        sampling: the share that the sampling of answers would make alone, were all runs equal: above one, where the
+            runs differ by less than that. None where outcomes are not sampled.
     """
 
     outcome: str
@@ -29,16 +35,22 @@ class VarianceShares:
     shares: dict[str, float]
     p: dict[str, float]
     balanced: bool
+    sampling: float | None = None
 
 
 def variance_shares(
-    runs: pd.DataFrame, outcome: str, axes: Sequence[str], settings: Sequence[str] = ()
+    runs: pd.DataFrame,
+    outcome: str,
+    axes: Sequence[str],
+    settings: Sequence[str] = (),
+    answers: Sequence[tuple[Sequence[float], Sequence[str]]] = (),
 ) -> VarianceShares:
     """Shares of `axes` in the variance of `outcome`, one row a run; axes without variation are left out.
 
     Args:
         settings: columns whose values mean something within one combination of axes only: a learning rate of one
             optimiser is none of another.
+        answers: of each row, the values that its outcome is the mean of, with their question families.
 
     Raises:
         UserError: fewer than two axes' worth of data to split.
@@ -54,24 +66,40 @@ def variance_shares(
     table = anova_lm(ols(formula, data).fit(), typ=2)
     shares = {axis: float(table.loc[f"C(axis_{i})", "sum_sq"]) / total for i, axis in enumerate(varied)}
     sizes = known.groupby(varied)[outcome].count()
-    rest = float(table.loc["Residual", "sum_sq"]) / total
     nested = known.groupby([*varied, *settings], dropna=False)[outcome]
-    within, seed = (_within(groups, known[outcome]) / total for groups in (known.groupby(varied)[outcome], nested))
+    rest = float(table.loc["Residual", "sum_sq"]) / total
     if nested.ngroups > len(sizes):
-        shares["settings"] = within - seed
-    if nested.ngroups < len(known):
-        shares["seed"] = seed
-    shares["interactions"] = max(0.0, rest - within)
+        groups = (known.groupby(varied)[outcome], nested)
+        within, of_one_setting = (_within(each, known[outcome]) / total for each in groups)
+        shares["settings"] = within - of_one_setting
+        rest -= shares["settings"]
+    shares[REST] = max(0.0, rest)
     combinations = 1
     for axis in varied:
         combinations *= known[axis].nunique()
+    noise = sampling_variance([one for one in answers if len(one[0])])
     return VarianceShares(
         outcome,
         len(known),
         shares,
         {axis: float(table.loc[f"C(axis_{i})", "PR(>F)"]) for i, axis in enumerate(varied)},
         balanced=len(sizes) == combinations and sizes.nunique() == 1,
+        sampling=None if noise is None else noise * (len(known) - 1) / total,
     )
+
+
+def sampling_variance(answers: Sequence[tuple[Sequence[float], Sequence[str]]]) -> float | None:
+    """Mean over runs of the variance that drawing answers anew to the same questions gives a run's mean.
+
+    The variance of answers to one question is pooled over questions and runs. None without two answers to any.
+    """
+    squares, freedom = 0.0, 0
+    for values, families in answers:
+        array = np.asarray(values, dtype=float)
+        sums, sizes = totals(array, families)
+        squares += float((array**2).sum() - (sums**2 / sizes).sum())
+        freedom += len(array) - len(sizes)
+    return squares / freedom * float(np.mean([1 / len(values) for values, _ in answers])) if freedom else None
 
 
 def _within(groups: Any, values: "pd.Series[float]") -> float:

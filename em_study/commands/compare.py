@@ -1,5 +1,6 @@
 """`em compare`: is it the optimiser, or the dose? The study's comparisons as tables."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from em_eval.intervals import Interval
     from em_study.comparison import Comparison
 
+WIDE = 240  # columns where nobody's terminal is the limit
+
 
 def add(app: typer.Typer) -> None:
     app.command(
@@ -25,7 +28,9 @@ def add(app: typer.Typer) -> None:
 def compare(
     study: Annotated[Path, typer.Argument(help="study file, e.g. studies/demo.yaml", show_default=False)],
     evaluation: Annotated[str | None, typer.Option(help="name of an em evaluation; default: the first")] = None,
-    outcome: Annotated[Literal["rate", "alignment", "probe"], typer.Option(help="of matched comparisons")] = "rate",
+    outcome: Annotated[
+        Literal["rate", "alignment", "probe"], typer.Option(help="of matched comparisons and extremes")
+    ] = "rate",
     level: Annotated[
         list[str] | None,
         typer.Option(help="QUANTITY=VALUE to match at (train_loss, held_out_loss, norm_ba, tokens_seen); repeatable"),
@@ -50,6 +55,8 @@ def compare(
     results = collect(loaded, existing(plan), evaluation, absent(plan))
     found = compare_results(results, outcome, levels)
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
     print_comparison(found, outcome, console)
     for line in found.missing if missing else gathered(found.missing, "--missing"):
         console.print(f"missing: {line}", soft_wrap=True, markup=False, highlight=False)
@@ -63,8 +70,10 @@ def _level(text: str) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = float("nan")
-    if name not in QUANTITIES or number != number:
-        raise UserError(f"--level {text}: write QUANTITY=VALUE, with one of {', '.join(QUANTITIES)}")
+    if name not in QUANTITIES or not 0 <= number < float("inf"):
+        raise UserError(
+            f"--level {text}: write QUANTITY=VALUE, with one of {', '.join(QUANTITIES)} and a number from 0"
+        )
     return name, number
 
 
@@ -73,6 +82,7 @@ def print_comparison(found: "Comparison", outcome: str, console: Console) -> Non
         _contrasts(found),
         _variance(found),
         _fits(found),
+        _dose(found, outcome),
         _matched(found, outcome),
         _extremes(found, outcome),
         _penalties(found),
@@ -99,6 +109,10 @@ def _variance(found: "Comparison") -> Table:
         for axis, share in v.shares.items():
             p = f"{v.p[axis]:.3f}" if axis in v.p else "-"
             table.add_row(v.outcome, axis, f"{100 * share:.0f}", p)
+        if v.sampling is not None:
+            table.add_row(
+                v.outcome, f"sampling alone would make, of {v.runs} equal runs", f"{100 * v.sampling:.0f}", ""
+            )
         if not v.balanced:
             table.add_row(v.outcome, "the grid is not balanced: shares of type II", "", "")
     return table
@@ -126,17 +140,37 @@ def _fits(found: "Comparison") -> Table:
     return table
 
 
+def _dose(found: "Comparison", outcome: str) -> Table:
+    """Means over blocks; with one block they are the same as the table of blocks, which has their levels."""
+    from em_study.comparison import BOUNDS
+    from em_study.dose import COLUMNS, over_blocks
+
+    table = _table(
+        f"Optimiser or dose: {outcome}, means over blocks", "pair", "compared", "difference", "p (Holm)", "blocks"
+    )
+    cells = over_blocks(found.matched, BOUNDS[outcome])
+    if max((cell.blocks for cell in cells.values()), default=1) > 1:
+        for (pair, quantity), cell in sorted(
+            cells.items(), key=lambda item: (item[0][0], list(COLUMNS).index(item[0][1]))
+        ):
+            table.add_row(
+                " - ".join(pair), COLUMNS[quantity], _interval(cell.difference), f"{cell.p:.3f}", str(cell.blocks)
+            )
+    return table
+
+
 def _matched(found: "Comparison", outcome: str) -> Table:
-    table = _table(f"At equal dose: {outcome}", "equal", "block", "pair or run", "value", "over")
+    table = _table(f"At equal dose: {outcome}", "equal", "block", "pair or run", "value", "p (Holm)", "over")
     for m in found.matched:
         for pair in m.contrasts:
             several = f", {pair.settings[0]} and {pair.settings[1]} settings" if max(pair.settings) > 1 else ""
             over = f"{len(pair.runs)} runs{several}"
-            value = _known(pair.difference)
-            table.add_row(f"{m.quantity} {pair.level:.4g}", m.block, f"{pair.a} - {pair.b}", value, over)
+            level = "at the end" if m.quantity == "end" else f"{m.quantity} {pair.level:.4g}"
+            p = "" if pair.p is None else f"{pair.p:.3f}"
+            table.add_row(level, m.block, f"{pair.a} - {pair.b}", _known(pair.difference), p, over)
             for run in pair.runs:
                 if run.outcome is None:
-                    table.add_row("", "", run.run.label, run.why, "")
+                    table.add_row("", "", run.run.label, run.why, "", "")
     return table
 
 
@@ -144,7 +178,7 @@ def _extremes(found: "Comparison", outcome: str) -> Table:
     table = _table(f"How far apart: {outcome}", "data", "at", "lowest", "highest", "difference", "treatments")
     for e in found.extremes:
         where = "the end" if e.level is None else f"held-out loss {e.level:.4g}"
-        ends = [f"{end.treatment}: {end.outcome.value:.3g}" for end in (e.lowest, e.highest)]
+        ends = [f"{end.treatment}: {end.outcome.value:.3g} (n {end.answers})" for end in (e.lowest, e.highest)]
         table.add_row(e.data, where, *ends, _interval(e.difference), str(e.treatments))
         for line in e.short:
             table.add_row("", "", line, "", "", "")

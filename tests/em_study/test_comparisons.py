@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,16 @@ from scipy import stats
 from em_core.errors import UserError
 from em_core.manifest import Loss
 from em_eval.intervals import Interval, rate_interval
-from em_study.comparison import runs_by
+from em_study.comparison import _shares, runs_by
 from em_study.contrasts import PAIRED, SEEDS, optimiser_contrasts
 from em_study.extremes import extremes
 from em_study.loss_alignment import loss_alignment
-from em_study.matched import Point, Run, at_end, at_level, difference, furthest_common, interpolate, match, mean
-from em_study.variance import variance_shares
+from em_study.matched import Point, Run, at_end, at_level, furthest_common, match
+from em_study.means import mean_over_seeds
+from em_study.paired import Outcome, combine
+from em_study.results import Row
+from em_study.table import checkpoint_table
+from em_study.variance import REST, sampling_variance, variance_shares
 from tests.em_study.report.samples import sample_results, trained_row
 
 
@@ -230,10 +234,15 @@ def test_shares_of_variance_are_those_of_the_balanced_formulas() -> None:
     within = sum(
         ((part["rate"] - part["rate"].mean()) ** 2).sum() for _, part in data.groupby(["optimiser", "dataset"])
     )
-    assert found.shares["seed"] == pytest.approx(within / total)
-    assert sum(found.shares.values()) == pytest.approx(1) and found.balanced
-    assert set(found.shares) == {"optimiser", "dataset", "seed", "interactions"} and found.runs == 12
-    rest = (found.shares["seed"] + found.shares["interactions"]) / 8
+    cells = data.groupby(["optimiser", "dataset"])["rate"].mean()
+    crossed = 2 * sum(
+        (mean - data[data.optimiser == o].rate.mean() - data[data.dataset == d].rate.mean() + whole) ** 2
+        for (o, d), mean in cells.items()
+    )
+    assert found.shares[REST] == pytest.approx((within + crossed) / total)
+    assert sum(found.shares.values()) == pytest.approx(1) and found.balanced and found.sampling is None
+    assert set(found.shares) == {"optimiser", "dataset", REST} and found.runs == 12
+    rest = found.shares[REST] / 8
     f = found.shares["optimiser"] / 2 / rest
     assert found.p["optimiser"] == pytest.approx(stats.f.sf(f, 2, 8))
 
@@ -251,14 +260,57 @@ def test_settings_of_an_optimiser_are_no_spread_between_seeds() -> None:
     )
     found = variance_shares(data, "rate", ["optimiser"], ["lr", "schedule"])
     total = ((data["rate"] - data["rate"].mean()) ** 2).sum()
-    seed = sum(((part["rate"] - part["rate"].mean()) ** 2).sum() for _, part in data.groupby(["optimiser", "lr"]))
+    rest = sum(((part["rate"] - part["rate"].mean()) ** 2).sum() for _, part in data.groupby(["optimiser", "lr"]))
     means = data.groupby(["optimiser", "lr"])["rate"].mean().unstack(0)
     between = 2 * sum(((means[name].dropna() - means[name].mean()) ** 2).sum() for name in ("adam", "lion"))
-    assert found.shares["seed"] == pytest.approx(seed / total)
+    assert found.shares[REST] == pytest.approx(rest / total)
     assert found.shares["settings"] == pytest.approx(between / total) and found.shares["settings"] > 0.3
     assert sum(found.shares.values()) == pytest.approx(1) and found.balanced
     single = variance_shares(data.groupby(["optimiser", "lr"], as_index=False).first(), "rate", ["optimiser"], ["lr"])
-    assert set(single.shares) == {"optimiser", "settings", "interactions"}
+    assert set(single.shares) == {"optimiser", "settings", REST}
+
+
+def test_the_sampling_of_answers_is_no_effect_of_seeds() -> None:
+    """Forty equal runs of 24 questions, four answers each: their whole spread is what sampling alone makes."""
+    rng = np.random.default_rng(12)
+    difficulty = rng.uniform(0, 0.8, 24)
+    families = [f"q{f}" for f in range(24) for _ in range(4)]
+    drawn = [rng.binomial(1, np.repeat(difficulty, 4)).astype(float).tolist() for _ in range(200)]
+    pooled = sampling_variance([(values, families) for values in drawn])
+    assert pooled == pytest.approx(float((difficulty * (1 - difficulty)).mean() / 96), rel=0.05)
+    runs = pd.DataFrame(
+        {"optimiser": [i % 4 for i in range(40)], "seed": [i // 4 for i in range(40)]}
+        | {"rate": [np.mean(values) for values in drawn[:40]]}
+    )
+    found = variance_shares(runs, "rate", ["optimiser", "seed"], answers=[(v, families) for v in drawn[:40]])
+    assert found.sampling == pytest.approx(1, abs=0.4) and found.balanced and set(found.p) == {"optimiser", "seed"}
+    assert sampling_variance([([1.0], ["q"])]) is None
+
+
+def test_penalties_are_an_axis_only_where_all_runs_have_them() -> None:
+    """Ten runs, two of them penalised: no balanced grid; the eight without are one."""
+    rows = [
+        trained_row(f"{name}, seed {seed}", "bad", 0.1 * number + 0.01 * seed * number, 3.0, [1.0])
+        for number, name in enumerate(("adam", "lion"))
+        for seed in range(4)
+    ]
+    for number, row in enumerate(rows):
+        rows[number] = _of_seed(row, number % 4)
+    rows += [_of_seed(row, row.manifest.config["seed"], {"name": "spectral", "strength": 1.0}) for row in rows[:2]]
+    found = _shares(rows, checkpoint_table({"": replace(sample_results(), rows=rows)}), "rate", "rate")
+    assert found.runs == 8 and found.balanced and {"optimiser", "seed"} <= set(found.shares)
+    both = [
+        *rows[:8],
+        *(_of_seed(row, row.manifest.config["seed"], {"name": "spectral", "strength": 1.0}) for row in rows[:8]),
+    ]
+    found = _shares(both, checkpoint_table({"": replace(sample_results(), rows=both)}), "rate", "rate")
+    assert found.runs == 16 and found.balanced and "penalty" in found.shares
+
+
+def _of_seed(row: Row, seed: int, penalty: dict[str, object] | None = None) -> Row:
+    config = row.manifest.config | {"seed": seed, "penalty": penalty}
+    own = row.manifest.model_copy(update={"config": config, "penalty": penalty, "run_id": f"{row.label}{penalty}"})
+    return replace(row, manifest=own, checkpoint=Path(f"runs/{row.label}{penalty}/checkpoint-34"), run_done=True)
 
 
 def test_an_unbalanced_grid_says_so_and_a_poor_one_is_refused() -> None:
@@ -372,20 +424,28 @@ def test_tests_of_optimisers_are_clustered_by_run() -> None:
     assert few.p_optimiser is None and few.offsets == {} and few.fits["pooled"].slope is None
 
 
-def around(value: float, reach: float = 0.1) -> Interval:
-    return Interval(value, value - reach, value + reach, "t")
+COUNTER = count()
+FAMILIES = 400  # so many that t is a normal
 
 
-def run(name: str, xs: list[float], ys: list[float], block: str = "b") -> Run:
+def around(value: float, reach: float = 0.1) -> Outcome:
+    """An outcome of families of its own, nothing in common with any other."""
+    names = [str(next(COUNTER)) for _ in range(FAMILIES)]
+    pull = reach / 1.96 / math.sqrt(FAMILIES * FAMILIES / (FAMILIES - 1))
+    influence = {name: pull if i % 2 else -pull for i, name in enumerate(names)}
+    return Outcome(Interval(value, value - reach, value + reach, "clustered t"), influence, False, 10)
+
+
+def run(name: str, xs: list[float], ys: list[float], block: str = "b", seed: int = 0) -> Run:
     points = tuple(Point(10 * i, x, around(y)) for i, (x, y) in enumerate(zip(xs, ys, strict=True)))
-    return Run(name, name.split()[0], block, points)
+    return Run(name, name.split()[0], block, points, seed=seed)
 
 
 def test_a_run_is_interpolated_where_it_first_crosses_the_level() -> None:
     found = at_level(run("adam", [3.0, 2.0, 1.0, 2.5], [0.0, 0.2, 0.6, 0.9]), 1.25)
     assert found.step == pytest.approx(17.5)
     assert found.outcome is not None and found.outcome.value == pytest.approx(0.25 * 0.2 + 0.75 * 0.6)
-    assert (found.outcome.low, found.outcome.high) == pytest.approx((0.4, 0.6))
+    assert (found.outcome.alone.low, found.outcome.alone.high) == pytest.approx((0.4, 0.6))
     exact = at_level(run("adam", [3.0, 2.0], [0.0, 0.2]), 2.0)
     assert exact.outcome is not None and (exact.outcome.value, exact.step) == (0.2, 10)
 
@@ -447,14 +507,15 @@ def test_the_level_is_the_furthest_that_all_reach(quantity: str, level: float) -
 
 def test_blocks_are_matched_apart_and_optimisers_contrasted_within() -> None:
     runs = [
-        run("adam 0", [3, 1], [0, 1]), run("adam 1", [3, 1], [0, 0.8]), run("lion 0", [3, 2], [0, 0.9]),
+        run("adam 0", [3, 1], [0, 1]), run("adam 1", [3, 1], [0, 0.8], seed=1),
+        run("lion 0", [3, 2], [0, 0.9]), run("lion 1", [3, 2], [0, 0.5], seed=1),
         run("adam 2", [5, 4], [0, 1], "c"), run("lion 2", [5, 3], [0, 1], "c"),
     ]  # fmt: skip
     (first, second), short = match("train_loss", runs)
     (contrast,) = first.contrasts
     assert (first.block, contrast.level, second.block, second.contrasts[0].level) == ("b", 2, "c", 4) and short == []
     assert (contrast.a, contrast.b, contrast.set_by) == ("adam", "lion", "lion 0")
-    assert contrast.difference.value == pytest.approx((0.5 + 0.4) / 2 - 0.9)
+    assert contrast.difference.value == pytest.approx((0.5 + 0.4) / 2 - (0.9 + 0.5) / 2)
     assert second.contrasts[0].difference.value == pytest.approx(1.0 - 0.5)
 
 
@@ -485,7 +546,7 @@ def test_the_two_ends_of_many_treatments_allow_for_having_been_picked() -> None:
     assert missing == [] and end.level is None and (end.lowest.treatment, end.highest.treatment) == ("a", "d")
     stretch = stats.studentized_range.ppf(0.95, 4, np.inf) / math.sqrt(2) / stats.norm.ppf(0.975)
     reach = stretch * math.hypot(0.1, 0.1)
-    assert (end.difference.low, end.difference.high) == pytest.approx((0.8 - reach, 0.8 + reach))
+    assert (end.difference.low, end.difference.high) == pytest.approx((0.8 - reach, 0.8 + reach), rel=1e-2)
     assert level.level == 2 and (level.lowest.treatment, level.highest.treatment) == ("a", "b")
     assert level.difference.value == pytest.approx(0.3 - 0.1) and level.treatments == 3
     assert level.short == ("d: never reaches 2 (from 3 to 2.9)",)
@@ -496,6 +557,7 @@ def test_the_two_ends_of_many_treatments_allow_for_having_been_picked() -> None:
     assert missing == ["extremes at equal held-out loss, m: no two runs whose loss falls along checkpoints"]
     reach = stats.studentized_range.ppf(0.95, 2, 2) * math.sqrt(0.125 / 2)
     assert few.difference.value == 0 and few.difference.high == pytest.approx(reach) and few.highest.runs == 2
+    assert few.highest.answers == 10
 
 
 def test_a_range_of_equal_treatments_is_covered() -> None:
@@ -505,7 +567,7 @@ def test_a_range_of_equal_treatments_is_covered() -> None:
     for _ in range(200):
         drawn = rng.normal(0, 1, 8)
         runs = [
-            Run(str(i), "o", "b", (Point(1, 1, Interval(y, y - 1.96, y + 1.96, "z")),), treatment=str(i), data="m")
+            Run(str(i), "o", "b", (Point(1, 1, around(y, 1.96)),), treatment=str(i), data="m")
             for i, y in enumerate(drawn)
         ]
         ((found,), _) = extremes(runs, [])
@@ -513,31 +575,39 @@ def test_a_range_of_equal_treatments_is_covered() -> None:
     assert wrong <= 20  # 10 expected; P(> 20) is 0.1 %
 
 
-def test_intervals_of_means_and_differences_by_hand() -> None:
-    few = mean([around(0.4), around(0.6)])
+def test_intervals_of_means_by_hand() -> None:
+    few = mean_over_seeds([around(0.4).alone, around(0.6).alone])
     reach = stats.t.ppf(0.975, 1) * np.std([0.4, 0.6], ddof=1) / math.sqrt(2)
     assert (few.value, few.high) == pytest.approx((0.5, 0.5 + reach))  # seeds differ more than the answers' errors say
-    assert mean([around(0.5), around(0.5)]).high == pytest.approx(0.6)
-    apart = difference(around(0.5, 0.3), around(0.1, 0.4))
-    assert (apart.low, apart.value, apart.high) == pytest.approx((-0.1, 0.4, 0.9))
+    assert mean_over_seeds([around(0.5).alone, around(0.5).alone]).high == pytest.approx(0.6)
 
 
 def test_intervals_end_where_the_outcome_does() -> None:
     """Two seeds at 22 and 40 %: Student's t with one degree of freedom would reach from -82 to 144."""
-    two = mean([around(0.22), around(0.40)], (0, 1))
+    two = mean_over_seeds([around(0.22).alone, around(0.40).alone], (0, 1))
     assert (two.value, two.low, two.high) == (pytest.approx(0.31), 0, 1)
-    other = mean([around(0.1), around(0.5)], (0, 1))
-    apart = difference(two, other)
-    assert -1 <= apart.low < apart.high <= 1
-    seeds = [replace(run("adam", [3, 2], [0, y]), label=str(y)) for y in (0.2, 0.9)]
-    seeds += [replace(run("lion", [3, 2], [0, y]), label=f"l{y}") for y in (0.1, 0.8)]
+    seeds = [replace(run("adam", [3, 2], [0, y], seed=i), label=str(y)) for i, y in enumerate((0.2, 0.9))]
+    seeds += [replace(run("lion", [3, 2], [0, y], seed=i), label=f"l{y}") for i, y in enumerate((0.8, 0.1))]
     ((found,), _) = match("held_out_loss", seeds, bounds=(0, 1))
-    assert found.contrasts[0].difference.low >= -1 and found.contrasts[0].difference.high <= 1
+    assert found.contrasts[0].difference == Interval(pytest.approx(0.1), -1, 1, "paired by family and seed")
     (end,) = at_end(seeds, (0, 1))
-    assert end.contrasts[0].difference.high <= 1
+    assert (end.contrasts[0].difference.low, end.contrasts[0].difference.high) == (-1, 1)
     ends = [replace(one, treatment=one.optimiser, data="m") for one in seeds]
     ((ranked, *_), _) = extremes(ends, ends, bounds=(0, 1))
     assert ranked.highest.outcome.high == 1 and -1 <= ranked.difference.low < ranked.difference.high <= 1
+
+
+def test_pairs_of_a_block_are_corrected_together_and_seeds_of_one_side_alone_are_named() -> None:
+    runs = [run(name, [3, 1], [0, y]) for name, y in (("adam", 0.3), ("lion", 0.1), ("muon", 0.1))]
+    runs.append(replace(run("lion", [3, 1], [0, 0.9], seed=1), label="lion, seed 1"))
+    (found,), _ = match("held_out_loss", runs)
+    one, other, same = found.contrasts
+    raw = 2 * stats.norm.sf(0.2 / (math.hypot(0.1, 0.1) / 1.96))
+    assert one.p == other.p == pytest.approx(3 * raw, rel=0.05) and same.p == 1.0
+    assert [(run.run.label, run.why) for run in one.runs if run.outcome is None] == [
+        ("lion, seed 1", "has a seed that the other lacks there")
+    ]
+    assert one.difference is not None and one.difference.value == pytest.approx(0.2)
 
 
 def test_an_interpolated_interval_covers_whatever_the_errors_do() -> None:
@@ -548,8 +618,8 @@ def test_an_interpolated_interval_covers_whatever_the_errors_do() -> None:
         for _ in range(1000):
             common, own = rng.normal(0, 1, 2)
             second = common if correlation else own
-            ends = [Interval(e, e - 1.96, e + 1.96, "z") for e in (common, second)]
-            found = interpolate(*ends, 0.3)
+            ends = [Outcome(Interval(e, e - 1.96, e + 1.96, "z"), {}, False, 1) for e in (common, second)]
+            found = combine(ends, [0.7, 0.3]).alone
             held += found.low <= 0 <= found.high
         assert held >= 935
 

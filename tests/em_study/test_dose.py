@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from em_eval.intervals import Interval
-from em_study.dose import dose_table, over_blocks
-from em_study.matched import Matched, MatchedContrast, mean
+from em_study.dose import dose_table
 from tests.em_study.report.samples import FOLLOWED, followed_results, sample_results
 
 
@@ -32,10 +30,3 @@ def test_what_cannot_be_compared_is_empty_and_named() -> None:
     table = dose_table(sample_results(), "rate")
     assert table.cells == {} and not table.straight
     assert any(line.startswith("matched norm_ba: no block") for line in table.too_few)
-
-
-def test_blocks_count_alike() -> None:
-    contrasts = [Interval(value, value - 0.1, value + 0.1, "t") for value in (0.1, 0.3)]
-    blocks = [Matched("norm_ba", str(i), [MatchedContrast("a", "b", x, 1.0, ())]) for i, x in enumerate(contrasts)]
-    (cell,) = over_blocks(blocks).values()
-    assert cell.difference == mean(contrasts) and cell.difference.value == pytest.approx(0.2) and cell.blocks == 2

@@ -1,0 +1,142 @@
+"""Paired differences against scipy's paired t test, formulas written out, and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from em_eval.intervals import Interval, clustered_error, mean_interval, rate_interval
+from em_study.paired import Outcome, combine, difference, judged, mean, outcome, over_blocks, square_and_add
+
+RNG = np.random.default_rng(3)
+FAMILIES = [f"q{i}" for i in range(40)]
+
+
+def of(values: np.ndarray, families: list[str] = FAMILIES) -> Outcome:
+    found = outcome(values.tolist(), families, mean_interval(values.tolist(), families))
+    assert found is not None
+    return found
+
+
+def side(*seeds: np.ndarray) -> dict[int, Outcome]:
+    return dict(enumerate(map(of, seeds)))
+
+
+def test_one_seed_is_the_paired_t_test() -> None:
+    a, b = RNG.normal(0, 1, 40), RNG.normal(0.2, 1, 40)
+    parts = difference(side(a), side(b))
+    assert parts is not None
+    found, p = judged(parts)
+    expected = stats.ttest_rel(a, b)
+    ends = expected.confidence_interval()
+    assert (found.value, found.low, found.high) == pytest.approx((float(np.mean(a - b)), ends.low, ends.high))
+    assert p == pytest.approx(float(expected.pvalue))
+
+
+def test_what_questions_have_in_common_cancels() -> None:
+    """Questions differ by 1, the optimisers by 0.1 everywhere: each mean is uncertain, their difference is not."""
+    questions = RNG.normal(0, 1, 40)
+    apart = difference(side(questions + 0.1 + RNG.normal(0, 0.02, 40)), side(questions))
+    assert apart is not None and apart.first.alone.low < apart.second.alone.value
+    found, p = judged(apart)
+    assert found.low > 0.08 and found.high < 0.12 and p < 1e-6
+    assert sum(square_and_add(apart.first.alone, apart.second.alone)) > 0.5
+
+
+def test_unequal_families_are_a_ratio() -> None:
+    """One to four answers a question: the error is `clustered_error` of the mean over answers."""
+    sizes = RNG.integers(1, 5, 40)
+    families = [name for name, size in zip(FAMILIES, sizes, strict=True) for _ in range(size)]
+    values = RNG.normal(0, 1, len(families)) + np.repeat(RNG.normal(0, 1, 40), sizes)
+    zero = Outcome(Interval(0.0, 0.0, 0.0, "clustered t"), dict.fromkeys(FAMILIES, 0.0), False, 40)
+    parts = difference({0: of(values, families)}, {0: zero})
+    assert parts is not None
+    found, _ = judged(parts)
+    reach = stats.t.ppf(0.975, 39) * clustered_error(values, families)
+    assert (found.value, found.high - found.value) == pytest.approx((float(values.mean()), reach))
+
+
+def test_seeds_add_to_the_error_and_bound_it_from_below() -> None:
+    shifts = [0.0, 0.5, 0.1]
+    a = [RNG.normal(0, 1, 40) for _ in shifts]
+    parts = difference(side(*(x + s for x, s in zip(a, shifts, strict=True))), side(*(RNG.normal(0, 1, 40) for _ in a)))
+    assert parts is not None
+    found, p = judged(parts)
+    each = np.array(list(parts.by_seed.values()))
+    of_seeds = float(each.std(ddof=1)) / math.sqrt(3)
+    per_family = sum(np.array([parts.influence[name]]) for name in FAMILIES)
+    assert per_family == pytest.approx(0)
+    of_families = math.sqrt(sum(pull**2 for pull in parts.influence.values()) * 40 / 39)
+    reaches = stats.t.ppf(0.975, 39) * math.hypot(of_families, of_seeds), stats.t.ppf(0.975, 2) * of_seeds
+    assert found.high - found.value == pytest.approx(max(reaches)) and found.value == pytest.approx(each.mean())
+    assert p == pytest.approx(
+        max(
+            2 * stats.t.sf(abs(each.mean()) / math.hypot(of_families, of_seeds), 39),
+            2 * stats.t.sf(abs(each.mean()) / of_seeds, 2),
+        )
+    )
+
+
+def test_only_seeds_that_both_have_count() -> None:
+    a, b = side(*(np.full(40, x) + RNG.normal(0, 0.1, 40) for x in (1.0, 2.0))), {1: of(RNG.normal(0, 0.1, 40))}
+    parts = difference(a, b)
+    assert parts is not None and list(parts.by_seed) == [1] and judged(parts)[0].value == pytest.approx(2, abs=0.1)
+    assert difference({0: a[0]}, b) is None
+
+
+def test_rates_of_few_events_are_no_surer_than_square_and_add() -> None:
+    """3 of 20 against 1 of 20, the same questions: a paired t test alone would trust twenty zeros and ones."""
+    names = FAMILIES[:20]
+
+    def rate(hits: int) -> Outcome:
+        values = [1.0] * hits + [0.0] * (20 - hits)
+        found = outcome(values, names, rate_interval(values, names))
+        assert found is not None
+        return found
+
+    parts = difference({0: rate(3)}, {0: rate(1)})
+    assert parts is not None
+    found, p = judged(parts, (0, 1))
+    below, above = square_and_add(rate(3).alone, rate(1).alone)
+    assert (found.low, found.high) == pytest.approx((0.1 - below, 0.1 + above)) and p > 0.2
+    nothing = difference({0: rate(0)}, {0: rate(0)})
+    assert nothing is not None and judged(nothing)[0].high > 0.1 and judged(nothing)[1] == 1
+
+
+def test_a_checkpoint_beside_itself_does_not_differ() -> None:
+    own = side(RNG.normal(0, 1, 40))
+    parts = difference(own, own)
+    assert parts is not None
+    assert judged(parts) == (Interval(0.0, 0.0, 0.0, "paired by family and seed"), 1.0)
+
+
+def test_interpolation_and_means_do_the_same_to_the_influences() -> None:
+    a, b = RNG.normal(0, 1, 40), RNG.normal(1, 1, 40)
+    between, direct = combine([of(a), of(b)], [0.25, 0.75]), of(0.25 * a + 0.75 * b)
+    assert between.value == pytest.approx(direct.value) and between.influence == pytest.approx(direct.influence)
+    assert mean([of(a), of(b)]).influence == pytest.approx(of((a + b) / 2).influence)
+
+
+def test_blocks_are_those_that_were_chosen() -> None:
+    """Two datasets whose differences are 0.1 and 0.5: the mean's error is that of answers and seeds within them."""
+    noise = lambda: RNG.normal(0, 0.05, 40)  # noqa: E731
+    blocks = [difference(side(noise() + d, noise() + d), side(noise(), noise())) for d in (0.1, 0.5)]
+    found, p = judged(over_blocks([one for one in blocks if one]))
+    assert found.value == pytest.approx(0.3, abs=0.03) and found.high - found.value < 0.15 and p < 0.05
+
+
+def test_coverage_where_questions_and_seeds_both_vary() -> None:
+    """No difference between two optimisers: 95 % of intervals hold 0, for all that they pair."""
+    rng = np.random.default_rng(8)
+    held = 0
+    for _ in range(400):
+        questions = rng.normal(0, 1, 40)
+        sides = [
+            {seed: of(questions + rng.normal(0, 0.3, 40) + own) for seed, own in enumerate(rng.normal(0, 0.1, 3))}
+            for _ in range(2)
+        ]
+        parts = difference(*sides)
+        assert parts is not None
+        held += judged(parts)[0].low <= 0 <= judged(parts)[0].high
+    assert held >= 368  # 380 expected at 95 %; P(< 368) is 0.6 %
