@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, t
 
-from em_eval.intervals import BOOTSTRAP, CLUSTERED_T, Interval, totals
+from em_eval.intervals import BOOTSTRAP, CLUSTERED_T, FEW_EVENTS, Interval, totals
 
 Bounds = tuple[float, float] | None
 LARGE = (BOOTSTRAP, CLUSTERED_T)  # methods of intervals that rest on how families differ; others on few events
@@ -26,7 +26,7 @@ class Outcome:
     Attributes:
         alone: with the interval that it has by itself.
         influence: what each question family adds to its error; sums to zero.
-        few: whether `alone` rests on few events, where the spread of families says too little.
+        few: whether `alone` rests on few events or families, whose spread says too little.
         answers: the fewest that stand behind one of its checkpoints.
     """
 
@@ -65,7 +65,8 @@ def outcome(values: Sequence[float], families: Sequence[str], alone: Interval | 
         sums, sizes = totals(np.asarray(values, dtype=float), families, names=names)
         pulls = (sums - sizes * sums.sum() / sizes.sum()) / sizes.sum()
         influence = dict(zip(names, pulls.tolist(), strict=True))
-    return Outcome(alone, influence, alone.method not in LARGE, len(values))
+    few = alone.method not in LARGE or len(influence) < FEW_EVENTS
+    return Outcome(alone, influence, few, len(values))
 
 
 def combine(outcomes: Sequence[Outcome], weights: Sequence[float]) -> Outcome:
@@ -115,13 +116,13 @@ def judged(found: Difference, bounds: Bounds = None) -> tuple[Interval, float]:
     - Student's t over families: the error is that of families (clustered, with the finite-cluster factor) and, with
       several seeds, of seeds together, since both are drawn;
     - with several seeds, Student's t over their differences: two or three say little about how seeds spread;
-    - where a side rests on few events, Newcombe's (1998) square and add of the sides by themselves.
+    - where a side rests on few events or families, Newcombe's (1998) square and add of the sides by themselves.
 
     Args:
         bounds: of the outcome; the difference ends where it can.
     """
     value = found.first.value - found.second.value
-    families, seeds = len(found.influence), len(found.by_seed)
+    families, seeds = min(len(side.influence) for side in (found.first, found.second)), len(found.by_seed)
     of_seeds = float(np.std(list(found.by_seed.values()), ddof=1)) / seeds**0.5 if seeds > 1 else 0.0
     candidates = [_student(value, float(np.hypot(_family_error(found.influence), of_seeds)), families - 1)]
     if seeds > 1:

@@ -104,6 +104,18 @@ def test_rates_of_few_events_are_no_surer_than_square_and_add() -> None:
     assert nothing is not None and judged(nothing)[0].high > 0.1 and judged(nothing)[1] == 1
 
 
+def test_means_over_few_families_are_no_surer_than_square_and_add() -> None:
+    """Three questions of one side, forty of the other: the three decide how sure the difference can be."""
+    few, many = of(np.array([20.0, 21.0, 25.0]), FAMILIES[:3]), of(RNG.normal(20, 1, 40))
+    parts = difference({0: few}, {0: many})
+    assert parts is not None
+    found, _ = judged(parts)
+    below, above = square_and_add(few.alone, many.alone)
+    assert found.value - found.low >= below and found.high - found.value >= above
+    error = math.sqrt(sum(pull**2 for pull in parts.influence.values()) * 40 / 39)
+    assert found.high - found.value >= stats.t.ppf(0.975, 2) * error
+
+
 def test_a_checkpoint_beside_itself_does_not_differ() -> None:
     own = side(RNG.normal(0, 1, 40))
     parts = difference(own, own)
