@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from em_core.errors import UserError
+from em_core.errors import NotHere, UserError
 from em_study import blame
 from em_study.study import OptimiserAxis, Study
 from em_train.config import OptimiserConfig, TrainConfig, parse_config
@@ -29,12 +29,12 @@ def cells(study: Study, uncounted: dict[str, str] | None = None) -> Iterator[Cel
     """Every run of the study: the grid first, then the single arms.
 
     Args:
-        uncounted: takes, for each dataset whose rows an epoch cannot count, why; its cells then have `epochs` and no
-            true number of steps. Without it that is an error, but for optional arms.
+        uncounted: takes, for each dataset that is not here and whose rows an epoch has to count, why; its cells then
+            have `epochs` and no true number of steps, as those of optional arms have anyway. Without it, an error.
 
     Raises:
         UserError: an arm names an optimiser that is not in the grid, two cells would have one label, or a dataset
-            is not at hand whose rows an epoch has to count.
+            cannot be read whose rows an epoch has to count.
     """
     seen: set[str] = set()
     for cell in _cells(study, uncounted):
@@ -114,7 +114,7 @@ def _cell(study: Study, point: _Point, uncounted: dict[str, str] | None) -> Cell
     except UserError as error:
         place = blame.by_words(study, point.base, str(error).removeprefix(where), axis)
         raise UserError(f"{place}{error}") from error
-    config = _with_steps(study, parsed, where, {} if point.optional else uncounted)
+    config = _with_steps(study, parsed, where, point.optional, uncounted)
     _check_evaluated_steps(study, config, where)
     return Cell(label, config, point.optional)
 
@@ -129,21 +129,25 @@ def _check_evaluated_steps(study: Study, config: TrainConfig, where: str) -> Non
             )
 
 
-def _with_steps(study: Study, config: TrainConfig, where: str, uncounted: dict[str, str] | None) -> TrainConfig:
+def _with_steps(
+    study: Study, config: TrainConfig, where: str, optional: bool, uncounted: dict[str, str] | None
+) -> TrainConfig:
     """With the steps that its epochs make, counted on the dataset's rows."""
     if config.epochs is None or (uncounted and config.dataset in uncounted):
         return config
     try:
         rows = _train_rows(config.dataset, config.held_out_fraction)
     except UserError as error:
-        if uncounted is None:
+        unknown = isinstance(error, NotHere) and uncounted is not None
+        if not (optional or unknown):
             raise UserError(f"{blame.dataset(study, config.dataset)}{where}: {error}") from error
-        uncounted[config.dataset] = str(error)
+        if uncounted is not None:
+            uncounted[config.dataset] = str(error)
         return config
     try:
         return config.for_rows(rows)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{blame.by_words(study, config.base_model, str(error))}{where}: {error}") from error
 
 
 @lru_cache
