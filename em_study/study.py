@@ -17,12 +17,18 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from em_core import strict_yaml
 from em_core.errors import UserError
 from em_study.sampling import SAMPLING
 from em_train.config import LoraSettings
 from em_train.steps import StepNames, steps_named
+
+
+def _refusal(said: str, *at: int | str) -> PydanticCustomError:
+    """What a validator raises of a part of its value: `at` leads there from where the validator stands."""
+    return PydanticCustomError("refused", "{said}", {"said": said, "at": at})
 
 
 def _one_or_many(value: Any) -> Any:
@@ -122,6 +128,12 @@ class Evaluation(_Frozen):
             raise ValueError("the preference probe needs likelihoods of given text, which vllm does not tell: use peft")
         return self
 
+    def only_what_counts(self) -> "Evaluation":
+        """Refuse what a study file gives and the task does not take (a frozen cell holds every field)."""
+        for field in sorted(self.model_fields_set & EM_ONLY) if self.task != "em" else ():
+            raise _refusal(f"the {self.task} probe takes no {field}: leave it out", field)
+        return self
+
     def steps(self, kept: list[int]) -> list[int]:
         """Those of a run's `kept` steps that this evaluation asks for; -1 is the last one kept."""
         return kept if self.checkpoints is None else steps_named(self.checkpoints, kept[-1])
@@ -137,6 +149,9 @@ class Evaluation(_Frozen):
         judge = "model" if self.grader else "embedded"
         given = self.model_dump(include={"questions", "samples", "max_tokens", "seed"})
         return given | {"judge": judge}
+
+
+EM_ONLY = set(Evaluation.model_fields) - {"task", "name", "engine", "checkpoints"}
 
 
 class Measured(_Frozen):
@@ -203,7 +218,7 @@ class Study(_Frozen):
     held_out_fraction: float = Field(0.1, gt=0, lt=0.5)
     gradient_checkpointing: bool = False
     checkpoints: StepNames = (0, -1)
-    evaluations: tuple[Evaluation, ...] = ()
+    evaluations: tuple[Annotated[Evaluation, AfterValidator(Evaluation.only_what_counts)], ...] = ()
     _file: Path | None = PrivateAttr(None)
     _text: str = PrivateAttr("")
 
@@ -212,12 +227,14 @@ class Study(_Frozen):
     def _each_has_a_name(cls, value: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
         """The task's name for the first of a task, with its questions for the others, so that adding moves none."""
         named: list[Evaluation] = []
-        for evaluation in value:
+        for number, evaluation in enumerate(value):
+            if evaluation.task == "preference" and any(other.task == "preference" for other in named):
+                raise _refusal("a second preference evaluation, of which a report joins one: take it out", number)
             name = evaluation.name or evaluation.task
             if not evaluation.name and any(other.name == name for other in named):
                 name = f"{evaluation.task}-{re.sub(r'[^A-Za-z0-9_-]', '_', Path(evaluation.questions).stem)}"
             if any(other.name == name for other in named):
-                raise ValueError(f"two evaluations would be called '{name}': give one of them another `name`")
+                raise _refusal(f"two evaluations would be called '{name}': give one of them another `name`", number)
             named.append(evaluation.model_copy(update={"name": name}))
         return tuple(named)
 
@@ -268,8 +285,9 @@ def load_study(path: Path) -> Study:
         study = Study.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "file"
-        line = _line(text, first["loc"])
+        location = (*first["loc"], *first.get("ctx", {}).get("at", ()))
+        field = ".".join(str(part) for part in location) or "file"
+        line = _line(text, location)
         raise UserError(f"{path}:{line}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
     study._file, study._text = path, text
     return study

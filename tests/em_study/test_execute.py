@@ -759,7 +759,7 @@ def test_an_evaluation_looks_at_the_checkpoints_that_it_names(
     once = Study.model_validate(
         plain
         | {"optimisers": [{"name": "adamw", "lr": 0.01}], "checkpoints": [0, 1, -1]}
-        | {"evaluations": [{"task": "preference", "checkpoints": [1]}, {"task": "preference", "name": "all"}]}
+        | {"evaluations": [{"task": "preference", "checkpoints": [1]}, plain["evaluations"][0] | {"name": "all"}]}
     )
     assert run(once) == []
     (cell,) = make_plan(once).cells
