@@ -48,7 +48,7 @@ def by_trial(study: Study, config: TrainConfig, fetch: bool = True) -> str:
         (_optimiser(study, config), lambda: resolve(optimiser.name, optimiser.hyperparameters)),
         (_optimiser(study, config), lambda: resolve_schedule(config)),
         (dataset(study, config.dataset), lambda: load_dataset(config.dataset)),
-        (_penalty(study, config.penalty) if config.penalty else "", lambda: resolve_penalty(config)),
+        (penalty(study, config.penalty) if config.penalty else "", lambda: resolve_penalty(config)),
         (_base(study, config), lambda: find(config.base_model, config.base_revision)),
     ]
     for place, trial in trials:
@@ -79,8 +79,9 @@ def _optimiser(study: Study, config: TrainConfig) -> str:
     return ""
 
 
-def _penalty(study: Study, penalty: PenaltyConfig) -> str:
-    setting = penalty.model_dump()
+def penalty(study: Study, config: PenaltyConfig) -> str:
+    """Where the study asks for this penalty at this strength, in its grid or in an arm."""
+    setting = config.model_dump()
     for number, axis in enumerate(study.penalties):
         if setting in axis.each():
             return study.place("penalties", number)

@@ -36,9 +36,9 @@ def _one_or_many(value: Any) -> Any:
 
 
 def _each_once(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    twice = [one for number, one in enumerate(value) if one in value[:number]]
-    if twice:
-        raise ValueError(f"{twice[0]} is given twice")
+    for number, one in enumerate(value):
+        if one in value[:number]:
+            raise _refusal(f"{'the same' if isinstance(one, BaseModel) else one} is given twice", number)
     return value
 
 

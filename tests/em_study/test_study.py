@@ -143,11 +143,12 @@ def test_an_arm_of_an_unknown_optimiser_is_one_line() -> None:
         (FULL.replace("name: mine", "name: my study"), 2, "name: String should match"),
         (FULL.replace("optional: true", "optional: maybe"), 16, "arms.1.optional"),
         (FULL.replace("lr: 3.0e-5", "lr: .inf"), 7, "optimisers.1.lr.0: Input should be a finite number"),
-        (FULL.replace("lr: 3.0e-5", "lr: [3.0e-5, 3.0e-5]"), 7, "optimisers.1.lr: 3e-05 is given twice"),
-        (FULL.replace("seeds: [0, 7]", "seeds: [1, 2, 1]"), 8, "seeds: 1 is given twice"),
+        (FULL.replace("lr: 3.0e-5", "lr: [3.0e-5, 3.0e-5]"), 7, "optimisers.1.lr.1: 3e-05 is given twice"),
+        (FULL.replace("seeds: [0, 7]", "seeds: [1, 2, 1]"), 8, "seeds.2: 1 is given twice"),
         (FULL.replace("seeds: [0, 7]", "seeds: [-1]"), 8, "seeds.0: Input should be greater than or equal to 0"),
         (FULL.replace("seeds: [0, 7]", "seeds: [4294967296]"), 8, "seeds.0: Input should be less than 4294967296"),
-        (re.sub("datasets: .*", "datasets: [a, b, a]", FULL), 4, "datasets: a is given twice"),
+        (FULL.replace("seeds:", "  - {name: lion, lr: [3.0e-5]}\nseeds:"), 8, "optimisers.2: the same is given twice"),
+        (re.sub("datasets: .*", "datasets: [a, b, a]", FULL), 4, "datasets.2: a is given twice"),
         (
             FULL.replace("task: preference", "task: preference, samples: 50"),
             19,
@@ -235,6 +236,37 @@ def test_arms_that_differ_in_their_penaltys_settings_are_two_cells() -> None:
 
     labels = [cell.label for cell in cells(study(arms=[arm(1), arm(2)]))]
     assert labels[1:] == [f"finance_bad-adamw-lr0.001-spectral1-x{x}-seed0" for x in (1, 2)]
+
+
+ARM = {"dataset": "finance_bad", "optimiser": "adamw"}
+ALIKE = [{"name": "adamw", "lr": 0.001, "hyperparameters": {"eps": eps}} for eps in (1e-8, 1.0000001e-8)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "part", "field"),
+    [
+        ({"arms": [ARM]}, "- dataset: finance_bad", "arms.0"),
+        (
+            {"arms": [ARM | {"penalty": "spectral"}, ARM | {"penalty": {"name": "spectral"}, "optional": True}]},
+            "- dataset: finance_bad",
+            "arms.1",
+        ),
+        ({"optimisers": [{"name": "adamw", "lr": [0.1, 0.1000001]}]}, "- 0.1000001", "optimisers.0.lr.1"),
+        ({"optimisers": ALIKE}, "- name: adamw", "optimisers.1"),
+        ({"datasets": ["a/x.jsonl", "b/x.jsonl"]}, "- b/x.jsonl", "datasets.1"),
+        ({"base_model": ["a/x", "b/x"]}, "- b/x", "base_model.1"),
+        ({"penalties": [{"name": "spectral", "strength": [1.0, 1.0000001]}]}, "- name: spectral", "penalties.0"),
+        ({"penalties": ["none", {"name": "none", "strength": 2.0}]}, "penalties:", "penalties"),
+    ],
+    ids=lambda changed: str(changed)[:40],
+)
+def test_two_cells_of_one_name_are_named_with_the_line_of_the_second(
+    written: Callable[[str], Path], changed: dict[str, Any], part: str, field: str
+) -> None:
+    text = yaml.safe_dump(MINIMAL | changed, sort_keys=False)
+    line = max(n for n, one in enumerate(text.splitlines(), 1) if one.strip() == part)
+    with pytest.raises(UserError, match=rf"study\.yaml:{line}: {field}: two cells are called \S+: change or remove"):
+        list(cells(load_study(written(text))))
 
 
 def test_missing_files_and_folders_are_one_line(tmp_path: Path) -> None:
