@@ -16,7 +16,7 @@ from em_core.files import json_object
 from em_core.manifest import Manifest, manifest_or_none
 from em_study.cells import Cell, cells
 from em_study.logs import Logs
-from em_study.plan import RUN_FILE, RUNS
+from em_study.plan import RUN_FILE, RUNS, check_folder
 from em_study.progress import hours
 from em_study.selection import selected
 from em_study.soundness import check_at_hand
@@ -60,6 +60,7 @@ def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
     """
     from em_core.models import base_at_hand
 
+    check_folder(study.name)
     unknown: dict[str, None] = {}
     uncounted: dict[str, str] = {}
     every = list(cells(study, uncounted))

@@ -249,6 +249,18 @@ def existing(plan: Plan) -> list[Target]:
     return bases + found
 
 
+def something(plan: Plan, study_file: Path) -> list[Target]:
+    """As `existing`, for who can do nothing without.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    found = existing(plan)
+    if not found:
+        raise UserError(f"study '{plan.study}' has no checkpoint here, nor a log of one: em run {study_file} first")
+    return found
+
+
 def _based(plan: Plan, logs: Logs) -> Plan:
     """With the base model at the first cell that has its answers, or could have them: by its folder or by logs."""
 

@@ -106,9 +106,11 @@ def make_plan(study: Study, check_rows: bool = False) -> Plan:
     Raises:
         UserError: unknown names, datasets or bases that are not at hand; with `check_rows`, rows that cannot be
             trained on, and prompt sets and judges that cannot be had. Names file and line of a study from a file.
+            And as `check_folder`.
     """
     from em_train.preparation import Resolved, prepare, resolve_run
 
+    check_folder(study.name)
     if check_rows:
         check_evaluations(study)
 
@@ -133,6 +135,17 @@ def make_plan(study: Study, check_rows: bool = False) -> Plan:
         for cell, found in resolved
     ]
     return with_bases(Plan(study.name, frozen, left_out), lambda cell: not has_step_0(cell))
+
+
+def check_folder(study: str) -> None:
+    """Look that the folder of the study's runs can be there.
+
+    Raises:
+        UserError: something else has its name.
+    """
+    for path in (RUNS, RUNS / study):
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(f"{path} is no folder, but the runs of study '{study}' belong there: move it away")
 
 
 def with_bases(plan: Plan, order: Callable[[FrozenCell], int]) -> Plan:
@@ -175,6 +188,7 @@ def frozen_plan(study: str) -> Plan:
     Raises:
         UserError: there is none.
     """
+    check_folder(study)
     path = RUNS / study / PLAN_FILE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

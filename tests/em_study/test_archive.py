@@ -303,7 +303,7 @@ def test_a_study_that_was_never_run_has_nothing_to_archive(
     study["optimisers"][0]["lr"] = 0.5
     Path("never.yaml").write_text(yaml.safe_dump(study | {"name": "never"}), encoding="utf-8")
     assert em("archive", "never.yaml", "never") == 2
-    assert "study 'never' has no checkpoint here: em run never.yaml first" in capsys.readouterr().err
+    assert "study 'never' has no checkpoint here, nor a log of one: em run never.yaml first" in capsys.readouterr().err
     assert not Path("never").exists()
 
 

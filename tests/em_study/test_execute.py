@@ -683,19 +683,59 @@ def test_optional_arms_are_left_out_with_a_word(
         run(Study.model_validate(one | {"arms": [arm]}))
 
 
-def test_a_report_before_anything_ran_is_no_crash(
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_study_that_never_ran_has_no_report_and_no_tables(
     plain: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     em: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
+    command: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "new.yaml"
-    file.write_text(yaml.safe_dump(plain | {"name": "new"}), encoding="utf-8")
-    assert em("report", str(file)) == 0
-    assert "Too few evaluated optimisers to compare." in capsys.readouterr().out
-    assert (tmp_path / "runs" / "new" / "report" / "index.html").is_file()
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(plain | {"name": "new"}), encoding="utf-8")
+    assert em(command, "new.yaml") == 2
+    assert "study 'new' has no checkpoint here, nor a log of one: em run new.yaml first" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["new.yaml"]
+
+
+@pytest.mark.parametrize("command", ["run", "report", "export", "status"])
+def test_a_file_in_the_place_of_the_runs_is_one_line(
+    plain: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    em: Callable[..., int],
+    command: str,
+    capsys: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(plain | {"name": "new"}), encoding="utf-8")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "new").touch()
+    assert em(command, "new.yaml", *(["--dry-run"] if command == "run" else [])) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith("runs/new is no folder, but the runs of study 'new' belong there: move it away")
+
+
+def test_a_run_of_which_every_cell_fails_ends_with_its_failures(
+    plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, em: Callable[..., int], capsys: Any
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("em_train.run.train", fail)
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(plain | {"name": "new"}), encoding="utf-8")
+    assert em("run", "new.yaml") == 2
+    assert (
+        "2 of the study's parts failed: training of tiny-adamw-lr0.01-seed0 failed: no luck" in capsys.readouterr().err
+    )
+
+
+def test_export_into_a_file_is_one_line(done: Place, em: Callable[..., int], capsys: Any) -> None:
+    assert em("export", str(done.file), "--folder", str(done.file)) == 2
+    assert capsys.readouterr().err == f"error: cannot make the folder {done.file}: File exists: choose another\n"
+    assert load_study(done.file).name == "tiny"
 
 
 def test_verify_and_data_list(
