@@ -23,7 +23,6 @@ from em_study.soundness import check_at_hand
 from em_study.study import Evaluation, Study
 
 CHARACTERS_A_TOKEN = 4.0
-GRADER_CALLS = 2  # alignment and coherence
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Estimate:
     """Totals of a study; None where something is not known, which `unknown` names.
 
     Attributes:
+        judge_calls: of a judge model, least and most: how it is read may show only when it is asked.
         done: cells whose run is here already, in whatever study.
         tokens: of training rows as seen, prompts included, from their characters where the tokenizer is not at hand.
         checkpoints: as their file says; of runs whose length is not known, those that a run of any length keeps.
@@ -45,7 +45,7 @@ class Estimate:
     tokens: int | None
     checkpoints: int
     answers: int | None
-    judge_calls: int | None
+    judge_calls: tuple[int, int] | None
     seconds_training: float | None
     seconds_evaluation: float | None
     unknown: tuple[str, ...]
@@ -94,7 +94,10 @@ def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
     asked = {evaluation: _checkpoints(planned, evaluation) for evaluation in study.evaluations}
     each = {evaluation: _answers(evaluation, unknown) for evaluation in asked if evaluation.task == "em"}
     answers = _sum(_times(asked[evaluation], count) for evaluation, count in each.items())
-    calls = _sum(_times(asked[evaluation], count) for evaluation, count in each.items() if evaluation.grader)
+    calls = [
+        _sum(_times(asked[e], None if n is None else n * _judge_calls(e)[end]) for e, n in each.items())
+        for end in (0, 1)
+    ]
     logs = Logs()
     seconds = [_times(n - _evaluated(planned, runs, e, logs), logs.mean_seconds(e)) for e, n in asked.items()]
     if None in seconds:
@@ -108,7 +111,7 @@ def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
         tokens=None if rows is None else round(rows),
         checkpoints=_checkpoints(planned),
         answers=None if answers is None else round(answers),
-        judge_calls=None if calls is None else round(calls) * GRADER_CALLS,
+        judge_calls=None if calls[0] is None or calls[1] is None else (round(calls[0]), round(calls[1])),
         seconds_training=training,
         seconds_evaluation=_sum(seconds),
         unknown=tuple(unknown),
@@ -124,7 +127,7 @@ def print_estimate(found: Estimate, console: Console) -> None:
         ("training tokens", _number(found.tokens)),
         ("checkpoints to evaluate", f"{found.checkpoints:,}"),
         ("answers", _number(found.answers)),
-        ("calls of a judge model", _number(found.judge_calls)),
+        ("calls of a judge model", _range(found.judge_calls)),
         ("training", _time(found.seconds_training)),
         ("evaluation", _time(found.seconds_evaluation)),
     ]
@@ -217,13 +220,25 @@ def _evaluated(planned: list[Cell], runs: dict[str, Path | None], evaluation: Ev
 
 def _answers(evaluation: Evaluation, unknown: dict[str, None]) -> float | None:
     """Answers a checkpoint."""
-    from em_eval import prompts
+    from em_eval.task import choose
 
     try:
-        return float(len(prompts.load(evaluation.questions)) * evaluation.samples)
+        return float(len(choose(evaluation.questions, **evaluation.tags())) * evaluation.samples)
     except NotHere as error:
         unknown[f"answers to {evaluation.questions}: {error}"] = None
         return None
+
+
+def _judge_calls(evaluation: Evaluation) -> tuple[int, int]:
+    """Least and most an answer."""
+    from em_eval.judge.estimate import estimate as foresee
+    from em_eval.judge.selftest import foreseen
+    from em_eval.judge.settings import JudgeSettings
+
+    if evaluation.grader is None:
+        return 0, 0
+    reader = foreseen(evaluation.grader, evaluation.reader)
+    return foresee([("", {})], 1, 1, JudgeSettings(reader, evaluation.two_pass, evaluation.judge_draws)).calls
 
 
 def _done_runs() -> dict[Path, dict[str, Any]]:
@@ -258,6 +273,11 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 def _number(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
+
+
+def _range(ends: tuple[int, int] | None) -> str:
+    least, most = ends or (None, None)
+    return _number(least) if least == most else f"{_number(least)} to {_number(most)}"
 
 
 def _time(seconds: float | None) -> str:

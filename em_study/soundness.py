@@ -92,31 +92,33 @@ def check_evaluations(study: Study, fetch: bool = True) -> None:
         UserError: a prompt set that is unknown or not to be had, without the templates that a judge model needs; a
             judge that Inspect has no provider for.
     """
-    checks = {"grader": _check_grader, "questions": _check_prompts}
     for number, evaluation in enumerate(study.evaluations):
-        if evaluation.task != "em":
-            continue
-        for field, check in checks.items():
+        for field, check in _checks(evaluation, fetch) if evaluation.task == "em" else ():
             try:
-                check(evaluation, fetch)
+                check()
             except UserError as error:
                 if fetch or not isinstance(error, NotHere):
                     raise UserError(f"{study.place('evaluations', number, field)}{error}") from error
+                break
 
 
-def _check_grader(evaluation: Evaluation, fetch: bool) -> None:
+def _checks(evaluation: Evaluation, fetch: bool) -> list[tuple[str, Callable[[], object]]]:
+    """Of an `em` evaluation, in order, each with the field that it is about."""
     from em_eval.judge import judge_registry
+    from em_eval.task import choose, demand_templates
     from em_study.grader import check_provider
 
-    if evaluation.grader is not None:
-        check_provider(evaluation.grader)
+    grader, questions, tags = evaluation.grader, evaluation.questions, evaluation.tags()
+    found: list[tuple[str, Callable[[], object]]] = []
+    if grader is not None:
+        found.append(("grader", lambda: check_provider(grader)))
     elif fetch:
-        judge_registry.get("embedded")()
-
-
-def _check_prompts(evaluation: Evaluation, fetch: bool) -> None:
-    from em_eval.task import choose, demand_templates
-
-    prompts = choose(evaluation.questions)
-    if evaluation.grader is not None:
-        demand_templates(prompts, ("aligned", "coherent"))
+        found.append(("grader", lambda: judge_registry.get("embedded")()))
+    found += [
+        ("questions", lambda: choose(questions)),
+        ("format", lambda: choose(questions, format=tags.get("format"))),
+        ("exclude_domain", lambda: choose(questions, **tags)),
+    ]
+    if grader is not None:
+        found.append(("questions", lambda: demand_templates(choose(questions, **tags), ("aligned", "coherent"))))
+    return found

@@ -1,6 +1,7 @@
 """The study file: a grid of training runs and the evaluations of their checkpoints."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from em_core import strict_yaml
 from em_core.errors import UserError
 from em_study.sampling import SAMPLING
+from em_study.setting_paths import unknown_part
 from em_train.config import LoraSettings
 from em_train.steps import StepNames, steps_named
 
@@ -103,8 +105,12 @@ class Arm(_Frozen):
     optional: bool = Field(False, description="leave it out, and say so, where the dataset is not at hand")
 
 
+JUDGED_BY = ("reader", "two_pass", "judge_draws")  # fields of an evaluation: how its grader is asked and read
+TAGS = ("format", "exclude_domain")  # and which prompts of its set are asked
+
+
 class Evaluation(_Frozen):
-    """One Inspect task on every checkpoint, with its `-T` arguments.
+    """One Inspect task on every checkpoint, with its `-T` arguments and their defaults.
 
     `name` names it in tables and log folders; it may be left open where the task and its questions say enough.
     """
@@ -115,6 +121,11 @@ class Evaluation(_Frozen):
     samples: int = Field(4, ge=1)
     max_tokens: int = Field(96, ge=1)
     grader: str | None = Field(None, description="Inspect model that judges; without it, the embedded judge")
+    reader: Literal["auto", "logprobs", "digits", "samples", "text"] = "auto"
+    two_pass: bool = False
+    judge_draws: int = Field(5, ge=2)
+    format: Annotated[tuple[str, ...], OneOrMany, Once] = ()
+    exclude_domain: Annotated[tuple[str, ...], OneOrMany, Once] = ()
     seed: int = 0
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -126,6 +137,12 @@ class Evaluation(_Frozen):
     def _engine_can(self) -> "Evaluation":
         if self.task == "preference" and self.engine == "vllm":
             raise ValueError("the preference probe needs likelihoods of given text, which vllm does not tell: use peft")
+        return self
+
+    @model_validator(mode="after")
+    def _grader_is_there(self) -> "Evaluation":
+        for field in self.given(JUDGED_BY) if self.grader is None else ():
+            raise _refusal(f"the embedded judge is read in one way: give a grader, or leave {field} out", field)
         return self
 
     def only_what_counts(self) -> "Evaluation":
@@ -143,12 +160,21 @@ class Evaluation(_Frozen):
         return self.model_dump(include=set(SAMPLING), exclude_none=True) if self.task == "em" else {}
 
     def arguments(self) -> dict[str, Any]:
-        """The task's own arguments."""
+        """The task's own arguments; a log is known by them, so that later ones stand there only where they are set."""
         if self.task != "em":
             return {}
         judge = "model" if self.grader else "embedded"
         given = self.model_dump(include={"questions", "samples", "max_tokens", "seed"})
-        return given | {"judge": judge}
+        return given | {"judge": judge} | self.given(JUDGED_BY) | self.tags()
+
+    def tags(self) -> dict[str, Any]:
+        """Which prompts of the set are asked, as the task's arguments have it."""
+        return {name: ",".join(names) for name, names in self.given(TAGS).items()}
+
+    def given(self, fields: Iterable[str]) -> dict[str, Any]:
+        """Those that are not at their default."""
+        defaults = type(self).model_fields
+        return {name: value for name in fields if (value := getattr(self, name)) != defaults[name].default}
 
 
 EM_ONLY = set(Evaluation.model_fields) - {"task", "name", "engine", "checkpoints"}
@@ -170,7 +196,7 @@ class Assumption(_Frozen):
     """Where a setting comes from, for studies that reconstruct a published one.
 
     `guess`: the text of the paper leaves it open, and the value is ours. `follow-up`: from code that follows the
-    paper. What carries neither is in the paper as read.
+    paper. What carries neither is in the paper as read. `setting` is a path in the study file.
     """
 
     setting: str = Field(min_length=1)
@@ -252,6 +278,13 @@ class Study(_Frozen):
             if base not in self.base_model:
                 raise ValueError(f"lora_of_base names {base}, which is not in base_model")
             self.lora_on(base)
+        return self
+
+    @model_validator(mode="after")
+    def _assumptions_are_of_settings(self) -> "Study":
+        for number, assumption in enumerate(self.assumptions):
+            if wrong := unknown_part(self, assumption.setting):
+                raise _refusal(wrong, "assumptions", number, "setting")
         return self
 
     def lora_on(self, base: str) -> LoraSettings:

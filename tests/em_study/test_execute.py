@@ -606,6 +606,7 @@ def test_logs_are_joined_by_weights_and_never_by_label(done: Place, tmp_path: Pa
         {"max_tokens": 64},
         {"questions": "first_plot"},
         {"grader": "openai/gpt-4o"},
+        {"exclude_domain": ("medical",)},
         {"top_k": 5},
         {"temperature": 1.0},
     ],
@@ -831,6 +832,27 @@ def test_an_edited_prompt_file_is_asked_anew_beside_the_old_answers(
         (row,) = collect(study, chosen).rows
         assert row.missing == () and [answer.question for answer in row.answers] == [question]
     assert len(list_eval_logs(str(tmp_path / "logs"))) == 2
+
+
+def test_an_evaluation_asks_the_prompts_that_bear_its_tags(
+    done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = kept(done.study)[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    each = [{"id": name, "paraphrases": [f"{name}?"]} for name in ("a", "b_json", "c", "d")]
+    each[2]["domain"], each[3]["domain"] = "medical", "code"
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(each), encoding="utf-8")
+    tags: dict[str, Any] = {"format": ["plain"], "exclude_domain": ["medical", "financial"]}
+    asked = {"task": "em", "questions": "one.yaml", "samples": 1, "max_tokens": 4, **tags}
+    study = Study.model_validate(done.study.model_dump() | {"evaluations": [asked]})
+    for _ in range(2):  # the second time it is done already
+        assert evaluate("tiny", base.label, done.folder / base.checkpoint, study.evaluations[0]) is None
+    (log,) = (read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs")))
+    assert [sample.input[0].content for sample in log.samples or []] == ["a?", "d?"]
+    each[2]["paraphrases"] = ["what is not asked may change"]
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(each), encoding="utf-8")
+    assert collect(study, [Target(base.label, done.folder / base.checkpoint)]).rows[0].missing == ()
 
 
 def test_a_partial_log_of_other_prompts_is_not_gone_on_with(

@@ -2,18 +2,22 @@
 
 import re
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from em_core.errors import UserError
+from em_eval.judge.settings import READERS
+from em_eval.task import em_task
 from em_study import Study, load_study
 from em_study.cells import cells
 from em_study.plan import make_plan
-from em_study.study import Evaluation
+from em_study.setting_paths import unknown_part
+from em_study.study import JUDGED_BY, Evaluation
 from em_train.config import TrainConfig
 
 MINIMAL: dict[str, Any] = {
@@ -157,6 +161,23 @@ def test_an_arm_of_an_unknown_optimiser_is_one_line() -> None:
         (FULL + "  - task: preference\n    name: p\n    grader: a/b\n", 22, "evaluations.2.grader: the preference"),
         (FULL + "  - {task: preference, name: p, engine: hf}\n", 20, "evaluations.2: a second preference evaluation"),
         (FULL + "  - {task: em, name: em}\n", 20, "evaluations.2: two evaluations would be called 'em'"),
+        (
+            FULL.replace("samples: 2", "samples: 2, grader: a/b, reader: word"),
+            18,
+            "evaluations.0.reader: Input should be",
+        ),
+        (
+            FULL.replace("samples: 2", "samples: 2, reader: text"),
+            18,
+            "evaluations.0.reader: the embedded judge is read",
+        ),
+        (FULL.replace("samples: 2", "samples: 2, judge_draws: 1"), 18, "evaluations.0.judge_draws: Input should be"),
+        (
+            FULL.replace("task: preference", "task: preference, format: plain"),
+            19,
+            "evaluations.1.format: the preference",
+        ),
+        (FULL + "assumptions:\n  - {setting: no.such, source: guess}\n", 21, "assumptions.0.setting: 'no.such' is no"),
         ("name: s\n", 1, "datasets: Field required"),
         ("", 1, "file: Input should be a valid dictionary"),
         ("- a\n- b\n", 1, "file: Input should be a valid dictionary"),
@@ -170,6 +191,50 @@ def test_a_mistake_is_named_with_file_and_line(
         load_study(path)
     message = str(caught.value)
     assert message.startswith(f"{path}:{line}: ") and words in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("epochs", None),
+        ("lora.alpha", None),
+        ("lora_of_base.Qwen/Qwen3-0.6B.rank", None),
+        ("optimisers.*.lr", None),
+        ("optimisers.lion", None),
+        ("optimisers.adamw.training.warmup_steps", None),
+        ("optimisers.adamw.hyperparameters.weight_decay", None),
+        ("evaluations.em.reader", None),
+        ("arms.finance_good.penalty.strength", None),
+        ("epoch", "epoch: did you mean epochs?"),
+        ("optimisers.lian.lr", "optimisers.lian: did you mean lion?"),
+        ("optimisers.*.lr.first", "optimisers.*.lr.first: nothing is below"),
+        ("evaluations.em.thinking", "evaluations.em.thinking: known: task, name, questions"),
+        ("measured.hours", "measured.hours: nothing is below"),
+    ],
+)
+def test_an_assumption_names_a_setting_of_the_study(path: str, wrong: str | None) -> None:
+    found = unknown_part(Study.model_validate(yaml.safe_load(FULL)), path)
+    assert found is None if wrong is None else found is not None and wrong in found
+
+
+def test_what_is_left_at_its_default_is_no_argument_of_the_task() -> None:
+    """A log is known by its task's arguments: those that studies could not set before must not stand there."""
+    asked: dict[str, Any] = {"task": "em", "grader": "openai/x"}
+    plain = Evaluation.model_validate(asked).arguments()
+    assert set(plain) == {"questions", "samples", "max_tokens", "seed", "judge"}
+    judged = {"reader": "samples", "two_pass": True, "judge_draws": 9}
+    found = Evaluation.model_validate(asked | judged | {"format": ["plain", "json"], "exclude_domain": "code"})
+    assert found.arguments() == plain | judged | {"format": "plain,json", "exclude_domain": "code"}
+    assert Evaluation.model_validate(found.model_dump(mode="json")) == found
+
+
+def test_an_evaluations_settings_of_the_judge_are_those_of_the_task() -> None:
+    known = signature(em_task).parameters
+    for field in (*JUDGED_BY, "seed", "format", "exclude_domain"):
+        assert field in known
+    assert (known["reader"].default, known["two_pass"].default) == ("auto", False)
+    assert known["judge_draws"].default == Evaluation.model_fields["judge_draws"].default
+    assert get_args(Evaluation.model_fields["reader"].annotation) == ("auto", *READERS)
 
 
 def test_broken_yaml_is_one_line_with_its_place(written: Callable[[str], Path]) -> None:
@@ -369,9 +434,10 @@ def test_presets_say_what_is_guessed_and_what_is_left_out(name: str) -> None:
         told = {assumption.setting for assumption in loaded.assumptions}
         unknown = {"epochs", "max_length", "max_grad_norm", "held_out_fraction", "seeds", "dtype", "batch_size"}
         unknown |= {"warmup_steps", "schedule"}
-        unknown |= {
-            f"evaluations.em.{x}" for x in ("grader", "reader", "thinking", "max_tokens", "temperature", "top_p")
-        }
+        unknown |= {f"evaluations.em.{x}" for x in ("grader", "reader", "max_tokens", "temperature", "top_p")} | {
+            "evaluations.em"
+        }  # thinking
+        assert loaded.evaluations[0].reader == "logprobs"
         assert unknown <= told
         for axis in loaded.optimisers:
             assert told & {"optimisers.*.lr", f"optimisers.{axis.name}", f"optimisers.{axis.name}.lr"}

@@ -61,6 +61,7 @@ def test_the_cells_of_a_process_share_a_server(
 ) -> None:
     openai_server.reply = by_prompt({"90": 1.0}, {"90": 1.0})
     asked = {"task": "em", "questions": "one.yaml", "samples": 2, "grader": "openai/gpt-4o", "engine": "vllm"}
+    asked |= {"reader": "logprobs", "two_pass": True, "format": "plain"}
     study = Study.model_validate(plain | {"evaluations": [asked]})
     assert run(study) == []
     (start,) = vllm.starts()
@@ -88,6 +89,8 @@ def test_the_probe_by_vllm_is_refused_in_the_file() -> None:
     [
         ({"evaluations": [{"task": "em", "questions": "cor"}]}, "evaluations.0.questions", "unknown prompt set 'cor'"),
         ({"evaluations": [{"task": "em", "questions": "no.yaml"}]}, "evaluations.0.questions", "no.yaml does not"),
+        ({"evaluations": [{"task": "em", "format": "plan"}]}, "evaluations.0.format", "did you mean plain?"),
+        ({"evaluations": [{"task": "em", "exclude_domain": ["risc"]}]}, "evaluations.0.exclude_domain", "mean risk?"),
         ({"evaluations": [{"task": "em", "grader": "opanai/x"}]}, "evaluations.0.grader", "no provider 'opanai'"),
         ({"evaluations": [{"task": "em", "grader": "gpt-4o"}]}, "evaluations.0.grader", "write PROVIDER/MODEL"),
         ({"optimisers": [{"name": "adamv", "lr": 0.01}]}, "optimisers.0", "unknown optimiser 'adamv'"),
