@@ -200,6 +200,20 @@ def frozen_plan(study: str) -> Plan:
     return Plan(study, [thaw(path.parent / "cells" / name) for name in names], left_out)
 
 
+def plan_here(study: Study) -> Plan:
+    """As the last `em run` wrote it; made anew where the study's runs came from elsewhere, as from an archive.
+
+    Raises:
+        UserError: as `frozen_plan`, or as `make_plan`.
+    """
+    folder = RUNS / study.name
+    if folder.is_dir() and not (folder / PLAN_FILE).exists():
+        plan = make_plan(study)
+        if any(existing_run(cell) for cell in plan.cells):
+            return plan
+    return frozen_plan(study.name)
+
+
 def _write(path: Path, value: Any) -> None:
     if json_object(path) != value:
         write_json(path, value)
