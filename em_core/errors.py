@@ -11,3 +11,7 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         self.message = " ".join(message.split())
         super().__init__(self.message)
+
+
+class NotHere(UserError):
+    """Something rightly named that would have to be fetched or unlocked first, and could not be."""

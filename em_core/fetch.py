@@ -15,7 +15,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
-from em_core.errors import UserError
+from em_core.errors import NotHere, UserError
 from em_core.files import sha256_file
 from em_core.places import cache_dir, data_dir
 
@@ -51,7 +51,7 @@ class Published:
         """The file on this disk: from `EM_DATA_DIR`, else from the cache, else fetched.
 
         Raises:
-            UserError: it is in none of these places, or has another hash.
+            UserError: it has another hash, or (NotHere) is in none of these places.
         """
         folder = data_dir()
         local = folder / self.offline if folder else None
@@ -62,8 +62,8 @@ class Published:
             return local
         try:
             return fetch(list(self.urls), self.sha256, Path(self.path).name)
-        except UserError as error:
-            raise UserError(f"{error} (below EM_DATA_DIR its place is {self.offline})") from error
+        except NotHere as error:
+            raise NotHere(f"{error} (below EM_DATA_DIR its place is {self.offline})") from error
 
 
 def on_github(repository: str, commit: str, path: str) -> str:
@@ -78,7 +78,7 @@ def fetch(urls: Sequence[str], sha256: str, name: str) -> Path:
     another; several processes that want one file fetch it once.
 
     Raises:
-        UserError: no address gave the file, or what came has another hash, or the cache cannot be written.
+        NotHere: no address gave the file, or what came has another hash, or the cache cannot be written.
     """
     target = cache_dir() / "data" / f"{sha256[:12]}-{name}"
     if target.is_file() and sha256_file(target) == sha256:
@@ -101,11 +101,11 @@ def fetch(urls: Sequence[str], sha256: str, name: str) -> Path:
                 os.replace(part, target)
                 return target
     except OSError as error:
-        raise UserError(
+        raise NotHere(
             f"could not store {name} in {target.parent}: {error.strerror or error}: free some space, or set "
             "EM_CACHE_DIR to a folder that can be written"
         ) from error
-    raise UserError(
+    raise NotHere(
         f"could not fetch {name} ({'; '.join(reasons) or 'no address is known'}): connect once, or set EM_DATA_DIR "
         "to a copy of the data"
     )
@@ -132,7 +132,7 @@ def _client() -> httpx.Client:
     try:
         return httpx.Client(follow_redirects=True, timeout=STALL, headers={"Accept-Encoding": "identity"})
     except (ImportError, ValueError) as error:  # a proxy in the environment that httpx cannot use
-        raise UserError(f"the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used: {error}") from error
+        raise NotHere(f"the proxy that HTTPS_PROXY or ALL_PROXY names cannot be used: {error}") from error
 
 
 def _download(client: httpx.Client, url: str, sha256: str, part: Path, bar: "_Bar") -> None:

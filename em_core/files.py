@@ -55,6 +55,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def made_folder(path: Path) -> Path:
+    """The folder itself, made where it is not there yet.
+
+    Raises:
+        UserError: a file has its name or that of a folder above it, or it cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}: choose another") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"cannot write to the folder {path}: choose another")
+    return path
+
+
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Fill a temporary folder; it takes its name only when the block ends well.

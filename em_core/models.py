@@ -56,24 +56,50 @@ def resolve_base(name: str, revision: str | None = None) -> BaseModelInfo:
         folder = _embedded_folder()
         description = "SmolLM2-135M-Instruct, dequantised from Q4_1 GGUF, stored as bfloat16"
         return BaseModelInfo(EMBEDDED, folder, WHEEL_REQUIREMENT, weights_sha256(folder), description)
+    if (path := _local_folder(name)) is not None:
+        return BaseModelInfo(name, path, None, weights_sha256(path), "local folder")
+    return _from_hub(name, revision)
+
+
+def base_at_hand(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a base model that is on this disk already; None where `resolve_base` would fetch it.
+
+    Raises:
+        UserError: no folder of that name, one without a model, or a name that is no hub id either.
+    """
+    if name == EMBEDDED:
+        folder = _embedded_place()
+        return folder if (folder / "model.safetensors").is_file() else None
+    if (path := _local_folder(name)) is not None:
+        _weight_files(path)
+        return path
+    return _in_hub_cache(name, revision)
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder that `name` is a path of; None for a hub id."""
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"model folder {name} has no config.json: give the folder that holds the base model")
-        path = path.resolve()
-        return BaseModelInfo(name, path, None, weights_sha256(path), "local folder")
+        return path.resolve()
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
             f"base model '{name}' not found: give '{EMBEDDED}', an existing folder, or a hub id like org/name"
         )
-    return _from_hub(name, revision)
+    return None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} holds no .safetensors weights: other weight formats are not loaded")
+    return files
 
 
 def weights_sha256(folder: Path) -> str:
     """Hash of the safetensors files of `folder`; remembered by size and time, since base models are large."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} holds no .safetensors weights: other weight formats are not loaded")
+    files = _weight_files(folder)
     key = sha256_json([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
     memory = cache_dir() / "weight_hashes" / f"{key}.json"
     if memory.is_file():
@@ -128,8 +154,23 @@ def _from_hub(name: str, revision: str | None) -> BaseModelInfo:
     return BaseModelInfo(name, folder, folder.name, weights_sha256(folder), HUB)
 
 
+def _in_hub_cache(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise UserError(f"base model '{name}' is no hub id: write org/name, or give a local folder") from error
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _embedded_place() -> Path:
+    return cache_dir() / "models" / f"{EMBEDDED}-{WHEEL_SHA256[:8]}"
+
+
 def _embedded_folder() -> Path:
-    folder = cache_dir() / "models" / f"{EMBEDDED}-{WHEEL_SHA256[:8]}"
+    folder = _embedded_place()
     if not (folder / "model.safetensors").is_file():
         with tempfile.TemporaryDirectory(prefix="em-wheel-") as scratch:
             gguf = _extract(_wheel(Path(scratch)), Path(scratch))

@@ -15,7 +15,7 @@ from em_core.files import atomic_folder, sha256_file, write_json, write_text
 from em_core.manifest import MANIFEST, read_manifest
 from em_core.templates import templates
 from em_eval.answers import read_log
-from em_study.execute import Target, absent, existing
+from em_study.execute import Target, absent, something
 from em_study.logs import Logs, log_folder
 from em_study.pack import PACKED, pack
 from em_study.plan import RUN_FILE, Plan, make_plan
@@ -72,9 +72,7 @@ def write_archive(
     _refuse_unknown(without)
     _refuse_other(folder, study.name)
     plan = make_plan(study)
-    chosen = existing(plan)
-    if not chosen:
-        raise UserError(f"study '{study.name}' has no checkpoint here: em run {study_file} first")
+    chosen = something(plan, study_file)
     redact = redaction(machine_paths(_named(study), hidden))
     with atomic_folder(folder) as draft:
         shutil.copyfile(study_file, draft / study_file.name)

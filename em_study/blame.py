@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from em_core.errors import UserError
+from em_core.errors import NotHere, UserError
 from em_study.study import OptimiserAxis, Study
 from em_train.config import PenaltyConfig, TrainConfig
 
@@ -30,27 +30,33 @@ def by_words(study: Study, base: str, message: str, axis: OptimiserAxis | None =
     return ""
 
 
-def by_trial(study: Study, config: TrainConfig) -> str:
-    """The optimiser, dataset, penalty or base model that cannot be resolved by itself; nothing where each can."""
-    from em_core.models import resolve_base
+def by_trial(study: Study, config: TrainConfig, fetch: bool = True) -> str:
+    """The optimiser, dataset, penalty or base model that cannot be resolved by itself; nothing where each can.
+
+    Args:
+        fetch: the base model too; else what is not here yet counts as sound.
+    """
+    from em_core.models import base_at_hand, resolve_base
     from em_train.datasets import load_dataset
     from em_train.optimisers import resolve
     from em_train.penalties import resolve as resolve_penalty
     from em_train.preparation import resolve_schedule
 
     optimiser = config.optimiser
+    find: Callable[[str, str | None], Any] = resolve_base if fetch else base_at_hand
     trials: list[tuple[str, Callable[[], Any]]] = [
         (_optimiser(study, config), lambda: resolve(optimiser.name, optimiser.hyperparameters)),
         (_optimiser(study, config), lambda: resolve_schedule(config)),
         (dataset(study, config.dataset), lambda: load_dataset(config.dataset)),
-        (_penalty(study, config.penalty) if config.penalty else "", lambda: resolve_penalty(config)),
-        (_base(study, config), lambda: resolve_base(config.base_model, config.base_revision)),
+        (penalty(study, config.penalty) if config.penalty else "", lambda: resolve_penalty(config)),
+        (_base(study, config), lambda: find(config.base_model, config.base_revision)),
     ]
     for place, trial in trials:
         try:
             trial()
-        except UserError:
-            return place
+        except UserError as error:
+            if fetch or not isinstance(error, NotHere):
+                return place
     return ""
 
 
@@ -73,8 +79,9 @@ def _optimiser(study: Study, config: TrainConfig) -> str:
     return ""
 
 
-def _penalty(study: Study, penalty: PenaltyConfig) -> str:
-    setting = penalty.model_dump()
+def penalty(study: Study, config: PenaltyConfig) -> str:
+    """Where the study asks for this penalty at this strength, in its grid or in an arm."""
+    setting = config.model_dump()
     for number, axis in enumerate(study.penalties):
         if setting in axis.each():
             return study.place("penalties", number)

@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from em_core.errors import UserError
+from em_core.errors import NotHere, UserError
 from em_study import blame
 from em_study.study import OptimiserAxis, Study
-from em_train.config import OptimiserConfig, TrainConfig, parse_config
+from em_train.config import OptimiserConfig, PenaltyConfig, TrainConfig, parse_config
 from em_train.datasets import label as dataset_label
 
 
@@ -29,18 +29,20 @@ def cells(study: Study, uncounted: dict[str, str] | None = None) -> Iterator[Cel
     """Every run of the study: the grid first, then the single arms.
 
     Args:
-        uncounted: takes, for each dataset whose rows an epoch cannot count, why; its cells then have `epochs` and no
-            true number of steps. Without it that is an error, but for optional arms.
+        uncounted: takes, for each dataset that is not here and whose rows an epoch has to count, why; its cells then
+            have `epochs` and no true number of steps, as those of optional arms have anyway. Without it, an error.
 
     Raises:
         UserError: an arm names an optimiser that is not in the grid, two cells would have one label, or a dataset
-            is not at hand whose rows an epoch has to count.
+            cannot be read whose rows an epoch has to count.
     """
-    seen: set[str] = set()
-    for cell in _cells(study, uncounted):
+    seen: dict[str, _Point] = {}
+    for point in _points(study):
+        cell = _cell(study, point, uncounted)
         if cell.label in seen:
-            raise UserError(f"study '{study.name}': two cells are called {cell.label}: remove one of them")
-        seen.add(cell.label)
+            place = _place_of_second(study, seen[cell.label], point)
+            raise UserError(f"{place}two cells are called {cell.label}: change or remove this one")
+        seen[cell.label] = point
         yield cell
 
 
@@ -55,10 +57,27 @@ class _Point:
     lr: float
     penalty: dict[str, Any] | None
     seed: int
+    arm: int | None = None
     optional: bool = False
 
 
-def _cells(study: Study, uncounted: dict[str, str] | None) -> Iterator[Cell]:
+def _place_of_second(study: Study, first: _Point, second: _Point) -> str:
+    """Where the second of two points that would have one label stands, or differs from the first."""
+    if second.arm is not None:
+        return study.place("arms", second.arm)
+    if second.base != first.base:
+        return study.place("base_model", study.base_model.index(second.base))
+    if second.dataset != first.dataset:
+        return study.place("datasets", study.datasets.index(second.dataset))
+    axis = study.optimisers.index(second.axis)
+    if second.axis != first.axis:
+        return study.place("optimisers", axis)
+    if second.lr != first.lr:
+        return study.place("optimisers", axis, "lr", second.axis.lr.index(second.lr))
+    return blame.penalty(study, PenaltyConfig(**second.penalty)) if second.penalty else study.place("penalties")
+
+
+def _points(study: Study) -> Iterator[_Point]:
     known = {axis.name: axis for axis in reversed(study.optimisers)}
     for place, arm in enumerate(study.arms):
         if arm.optimiser not in known:
@@ -72,13 +91,12 @@ def _cells(study: Study, uncounted: dict[str, str] | None) -> Iterator[Cell]:
         for dataset in study.datasets:
             for axis in study.optimisers:
                 for lr, penalty, seed in product(axis.lr, penalties, study.seeds):
-                    yield _cell(study, _Point(base, batch, dataset, axis, lr, penalty, seed), uncounted)
+                    yield _Point(base, batch, dataset, axis, lr, penalty, seed)
     for base, batch in blocks:
-        for arm in study.arms:
+        for number, arm in enumerate(study.arms):
             axis = known[arm.optimiser]
             for penalty, seed in product(arm.penalty.each(), study.seeds):
-                point = _Point(base, batch, arm.dataset, axis, axis.lr[0], penalty, seed, arm.optional)
-                yield _cell(study, point, uncounted)
+                yield _Point(base, batch, arm.dataset, axis, axis.lr[0], penalty, seed, number, arm.optional)
 
 
 def _cell(study: Study, point: _Point, uncounted: dict[str, str] | None) -> Cell:
@@ -114,7 +132,7 @@ def _cell(study: Study, point: _Point, uncounted: dict[str, str] | None) -> Cell
     except UserError as error:
         place = blame.by_words(study, point.base, str(error).removeprefix(where), axis)
         raise UserError(f"{place}{error}") from error
-    config = _with_steps(study, parsed, where, {} if point.optional else uncounted)
+    config = _with_steps(study, parsed, where, point.optional, uncounted)
     _check_evaluated_steps(study, config, where)
     return Cell(label, config, point.optional)
 
@@ -129,21 +147,25 @@ def _check_evaluated_steps(study: Study, config: TrainConfig, where: str) -> Non
             )
 
 
-def _with_steps(study: Study, config: TrainConfig, where: str, uncounted: dict[str, str] | None) -> TrainConfig:
+def _with_steps(
+    study: Study, config: TrainConfig, where: str, optional: bool, uncounted: dict[str, str] | None
+) -> TrainConfig:
     """With the steps that its epochs make, counted on the dataset's rows."""
     if config.epochs is None or (uncounted and config.dataset in uncounted):
         return config
     try:
         rows = _train_rows(config.dataset, config.held_out_fraction)
     except UserError as error:
-        if uncounted is None:
+        unknown = isinstance(error, NotHere) and uncounted is not None
+        if not (optional or unknown):
             raise UserError(f"{blame.dataset(study, config.dataset)}{where}: {error}") from error
-        uncounted[config.dataset] = str(error)
+        if uncounted is not None:
+            uncounted[config.dataset] = str(error)
         return config
     try:
         return config.for_rows(rows)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{blame.by_words(study, config.base_model, str(error))}{where}: {error}") from error
 
 
 @lru_cache

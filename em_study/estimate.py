@@ -11,18 +11,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from em_core.errors import UserError
+from em_core.errors import NotHere, UserError
 from em_core.files import json_object
 from em_core.manifest import Manifest, manifest_or_none
 from em_study.cells import Cell, cells
 from em_study.logs import Logs
-from em_study.plan import RUN_FILE, RUNS
+from em_study.plan import RUN_FILE, RUNS, check_folder
 from em_study.progress import hours
 from em_study.selection import selected
+from em_study.soundness import check_at_hand
 from em_study.study import Evaluation, Study
 
 CHARACTERS_A_TOKEN = 4.0
-GRADER_CALLS = 2  # alignment and coherence
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Estimate:
     """Totals of a study; None where something is not known, which `unknown` names.
 
     Attributes:
+        judge_calls: of a judge model, least and most: how it is read may show only when it is asked.
         done: cells whose run is here already, in whatever study.
         tokens: of training rows as seen, prompts included, from their characters where the tokenizer is not at hand.
         checkpoints: as their file says; of runs whose length is not known, those that a run of any length keeps.
@@ -44,7 +45,7 @@ class Estimate:
     tokens: int | None
     checkpoints: int
     answers: int | None
-    judge_calls: int | None
+    judge_calls: tuple[int, int] | None
     seconds_training: float | None
     seconds_evaluation: float | None
     unknown: tuple[str, ...]
@@ -55,23 +56,31 @@ def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
     """Counts of `study`, or of those of its cells that fit one of the patterns, without a model in memory.
 
     Raises:
-        UserError: a mistake in the study, or a pattern that fits no cell.
+        UserError: a mistake in the study, which `em run` would refuse too, or a pattern that fits no cell.
     """
+    from em_core.models import base_at_hand
+
+    check_folder(study.name)
     unknown: dict[str, None] = {}
     uncounted: dict[str, str] = {}
-    every = selected(list(cells(study, uncounted)), only)
+    every = list(cells(study, uncounted))
     runs_here = _done_runs()
-    lengths = _Lengths(_last_manifests(runs_here))
-    left_out = {cell.label: why for cell in every if cell.optional and (why := lengths.absent(cell.config.dataset))}
-    planned = [cell for cell in every if cell.label not in left_out]
+    lengths = _Lengths(study.held_out_fraction, _last_manifests(runs_here))
+    refused = check_at_hand(study, every, uncounted, lengths.no_rows)
+    chosen = selected(every, only)
+    left_out = {cell.label: refused[cell.label] for cell in chosen if cell.label in refused}
+    planned = [cell for cell in chosen if cell.label not in left_out]
     for dataset in dict.fromkeys(cell.config.dataset for cell in planned):
-        if why := uncounted.get(dataset) or lengths.absent(dataset):
+        if why := uncounted.get(dataset) or lengths.no_rows(dataset):
             unknown[f"tokens of {dataset}: {why}"] = None
     steps = [None if cell.config.dataset in uncounted else cell.config.steps for cell in planned]
     tokens = [
         None if count is None or (mean := lengths.row_tokens(cell)) is None else mean * count * cell.config.batch_size
         for cell, count in zip(planned, steps, strict=True)
     ]
+    away = [base for base in study.base_model if base_at_hand(base, study.base_revision) is None]
+    if away:
+        unknown[f"names and layers of models that are not here yet: {', '.join(away)}"] = None
     paces = {base: lengths.pace(base) for base in study.base_model}
     for base, pace in paces.items():
         if pace is None:
@@ -83,8 +92,12 @@ def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
         if runs[cell.label] is None
     )
     asked = {evaluation: _checkpoints(planned, evaluation) for evaluation in study.evaluations}
-    answers = _sum(_times(n, _answers(e, unknown)) for e, n in asked.items() if e.task == "em")
-    calls = _sum(_times(n, _answers(e, unknown)) for e, n in asked.items() if e.grader)
+    each = {evaluation: _answers(evaluation, unknown) for evaluation in asked if evaluation.task == "em"}
+    answers = _sum(_times(asked[evaluation], count) for evaluation, count in each.items())
+    calls = [
+        _sum(_times(asked[e], None if n is None else n * _judge_calls(e)[end]) for e, n in each.items())
+        for end in (0, 1)
+    ]
     logs = Logs()
     seconds = [_times(n - _evaluated(planned, runs, e, logs), logs.mean_seconds(e)) for e, n in asked.items()]
     if None in seconds:
@@ -98,7 +111,7 @@ def estimate(study: Study, only: Sequence[str] = ()) -> Estimate:
         tokens=None if rows is None else round(rows),
         checkpoints=_checkpoints(planned),
         answers=None if answers is None else round(answers),
-        judge_calls=None if calls is None else round(calls) * GRADER_CALLS,
+        judge_calls=None if calls[0] is None or calls[1] is None else (round(calls[0]), round(calls[1])),
         seconds_training=training,
         seconds_evaluation=_sum(seconds),
         unknown=tuple(unknown),
@@ -114,7 +127,7 @@ def print_estimate(found: Estimate, console: Console) -> None:
         ("training tokens", _number(found.tokens)),
         ("checkpoints to evaluate", f"{found.checkpoints:,}"),
         ("answers", _number(found.answers)),
-        ("calls of a judge model", _number(found.judge_calls)),
+        ("calls of a judge model", _range(found.judge_calls)),
         ("training", _time(found.seconds_training)),
         ("evaluation", _time(found.seconds_evaluation)),
     ]
@@ -152,14 +165,15 @@ def _times(count: int, each: float | None) -> float | None:
 class _Lengths:
     """Lengths and paces of training, measured where runs are finished; every dataset is looked at once."""
 
-    def __init__(self, measured: list[Manifest]) -> None:
+    def __init__(self, held_out_fraction: float, measured: list[Manifest]) -> None:
+        self._held_out_fraction = held_out_fraction
         self._measured = measured
-        self._mean: dict[str, float | str] = {}  # tokens of a row by its characters, or why the rows are not at hand
+        self._mean: dict[str, float | UserError] = {}  # tokens of a row by its characters, or why there are no rows
 
-    def absent(self, dataset: str) -> str | None:
-        """Why the rows of `dataset` are not at hand, or None where they are."""
+    def no_rows(self, dataset: str) -> UserError | None:
+        """Why the rows of `dataset` cannot be had, or None where they can."""
         found = self._from_characters(dataset)
-        return found if isinstance(found, str) else None
+        return found if isinstance(found, UserError) else None
 
     def row_tokens(self, cell: Cell) -> float | None:
         """Mean tokens of a training row: as measured by runs of this base on this data, else from its characters."""
@@ -168,22 +182,24 @@ class _Lengths:
         if same:
             return sum(m.tokens_seen for m in same) / sum(m.examples_seen for m in same)
         found = self._from_characters(dataset)
-        return None if isinstance(found, str) else found
+        return None if isinstance(found, UserError) else found
 
     def pace(self, base: str) -> float | None:
         """Seconds a token of finished runs of `base` on this machine."""
         same = [m for m in self._measured if m.config["base_model"] == base]
         return sum(m.seconds for m in same) / sum(m.tokens_seen for m in same) if same else None
 
-    def _from_characters(self, dataset: str) -> float | str:
-        from em_train.datasets import load_dataset
+    def _from_characters(self, dataset: str) -> float | UserError:
+        from em_train.datasets import load_dataset, split
 
         if dataset not in self._mean:
             try:
-                rows = load_dataset(dataset).rows
+                loaded = load_dataset(dataset)
+                split(loaded, self._held_out_fraction)
             except UserError as error:
-                self._mean[dataset] = str(error)
+                self._mean[dataset] = error
             else:
+                rows = loaded.rows
                 characters = sum(len(message["content"]) for row in rows for message in row.messages)
                 self._mean[dataset] = characters / CHARACTERS_A_TOKEN / len(rows)
         return self._mean[dataset]
@@ -204,13 +220,25 @@ def _evaluated(planned: list[Cell], runs: dict[str, Path | None], evaluation: Ev
 
 def _answers(evaluation: Evaluation, unknown: dict[str, None]) -> float | None:
     """Answers a checkpoint."""
-    from em_eval import prompts
+    from em_eval.task import choose
 
     try:
-        return float(len(prompts.load(evaluation.questions)) * evaluation.samples)
-    except UserError as error:
+        return float(len(choose(evaluation.questions, **evaluation.tags())) * evaluation.samples)
+    except NotHere as error:
         unknown[f"answers to {evaluation.questions}: {error}"] = None
         return None
+
+
+def _judge_calls(evaluation: Evaluation) -> tuple[int, int]:
+    """Least and most an answer."""
+    from em_eval.judge.estimate import estimate as foresee
+    from em_eval.judge.selftest import foreseen
+    from em_eval.judge.settings import JudgeSettings
+
+    if evaluation.grader is None:
+        return 0, 0
+    reader = foreseen(evaluation.grader, evaluation.reader)
+    return foresee([("", {})], 1, 1, JudgeSettings(reader, evaluation.two_pass, evaluation.judge_draws)).calls
 
 
 def _done_runs() -> dict[Path, dict[str, Any]]:
@@ -245,6 +273,11 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 def _number(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
+
+
+def _range(ends: tuple[int, int] | None) -> str:
+    least, most = ends or (None, None)
+    return _number(least) if least == most else f"{_number(least)} to {_number(most)}"
 
 
 def _time(seconds: float | None) -> str:

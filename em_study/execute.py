@@ -23,7 +23,7 @@ from em_core.files import sha256_json, write_text
 from em_core.manifest import ADAPTER, MANIFEST, Manifest, manifest_or_none, read_manifest
 from em_study.logs import Logs, contents_of, log_folder
 from em_study.plan import RUNS, FrozenCell, Plan, existing_run, has_step_0, is_done, place, thaw, with_bases
-from em_study.study import Evaluation
+from em_study.study import JUDGED_BY, TAGS, Evaluation
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 Kind = Literal["train", "evaluate"]
@@ -183,7 +183,8 @@ def evaluate(study: str, label: str, checkpoint: Path, evaluation: Evaluation) -
 
 def evaluation_key(manifest: Manifest, evaluation: Evaluation) -> str:
     """Names the lock of one evaluation of these weights."""
-    content = evaluation.model_dump(mode="json", exclude={"name", "checkpoints"})
+    later = (*JUDGED_BY, *TAGS)  # which other versions of ours, at work beside this one, do not have
+    content = evaluation.model_dump(mode="json", exclude={"name", "checkpoints", *later}) | evaluation.given(later)
     return sha256_json([manifest.adapter_sha256, content])[:16]
 
 
@@ -247,6 +248,18 @@ def existing(plan: Plan) -> list[Target]:
                 target = Target(label, checkpoint, asked, manifest, own, run_done)
                 (bases if label == cell.base_label else found).append(target)
     return bases + found
+
+
+def something(plan: Plan, study_file: Path) -> list[Target]:
+    """As `existing`, for who can do nothing without.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    found = existing(plan)
+    if not found:
+        raise UserError(f"study '{plan.study}' has no checkpoint here, nor a log of one: em run {study_file} first")
+    return found
 
 
 def _based(plan: Plan, logs: Logs) -> Plan:

@@ -110,14 +110,14 @@ class Logs:
 
 def contents_of(evaluation: Evaluation) -> str | None:
     """Hash of what an evaluation's name only points at: its prompts and its judge. None where they are not at hand."""
-    from em_eval import prompts
     from em_eval.judge import judge_registry
     from em_eval.preference import EMBEDDED
+    from em_eval.task import choose
 
     if evaluation.task == "preference":
         return sha256_file(EMBEDDED)[:12]
     try:
-        asked = [asdict(prompt) for prompt in prompts.load(evaluation.questions)]
+        asked = [asdict(prompt) for prompt in choose(evaluation.questions, **evaluation.tags())]
         judge = evaluation.grader or judge_registry.get("embedded")().facts
     except UserError:
         return None

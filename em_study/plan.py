@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from em_core.errors import UserError
 from em_core.files import json_object, write_json
 from em_core.manifest import manifest_or_none
-from em_study import blame
 from em_study.cells import Cell, cells
+from em_study.soundness import check_evaluations, sound_cells
 from em_study.study import Evaluation, Study
 from em_train.config import TrainConfig
 
@@ -96,43 +96,34 @@ class Plan:
     left_out: dict[str, str]
 
 
-def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, check_rows: bool = False) -> Plan:
+def make_plan(study: Study, check_rows: bool = False) -> Plan:
     """Resolve every cell before anything trains: a mistake anywhere stops the study here.
 
     Args:
-        each: told of every cell before it is resolved, for a progress display.
         check_rows: encode every row as training would, which takes a while with large datasets, and look at what the
             evaluations need.
 
     Raises:
         UserError: unknown names, datasets or bases that are not at hand; with `check_rows`, rows that cannot be
             trained on, and prompt sets and judges that cannot be had. Names file and line of a study from a file.
+            And as `check_folder`.
     """
     from em_train.preparation import Resolved, prepare, resolve_run
 
+    check_folder(study.name)
     if check_rows:
-        _check_evaluations(study)
+        check_evaluations(study)
 
-    def look(config: TrainConfig) -> Resolved:
+    def look(cell: Cell) -> Resolved:
         if not check_rows:
-            return resolve_run(config)
+            return resolve_run(cell.config)
         from em_train.lora import check_targets
 
-        found = prepare(config)
-        check_targets(found.base, config.lora)
+        found = prepare(cell.config)
+        check_targets(found.base.id, found.base.path, cell.config.lora)
         return found
 
-    left_out: dict[str, str] = {}
-    resolved = []
-    for cell in cells(study):
-        each(cell)
-        try:
-            resolved.append((cell, look(cell.config)))
-        except UserError as error:
-            if not cell.optional:
-                place = blame.by_trial(study, cell.config) or blame.by_words(study, cell.config.base_model, str(error))
-                raise UserError(f"{place}{error}") from error
-            left_out[cell.label] = str(error)
+    resolved, left_out = sound_cells(study, cells(study), look)
     frozen = [
         FrozenCell(
             study=study.name,
@@ -146,31 +137,15 @@ def make_plan(study: Study, each: Callable[[Cell], None] = lambda cell: None, ch
     return with_bases(Plan(study.name, frozen, left_out), lambda cell: not has_step_0(cell))
 
 
-def _check_evaluations(study: Study) -> None:
-    """Prompts and judges, which are wanted only after the first training.
+def check_folder(study: str) -> None:
+    """Look that the folder of the study's runs can be there.
 
     Raises:
-        UserError: a prompt set that is unknown or not to be had, without the templates that a judge model needs; an
-            engine that is not installed; a judge that Inspect has no provider for.
+        UserError: something else has its name.
     """
-    from em_eval.judge import judge_registry
-    from em_eval.task import choose, demand_templates
-    from em_study.grader import check_provider
-
-    for number, evaluation in enumerate(study.evaluations):
-        field = "questions"
-        try:
-            if evaluation.task != "em":
-                continue
-            prompts = choose(evaluation.questions)
-            if evaluation.grader is None:
-                judge_registry.get("embedded")()
-            else:
-                demand_templates(prompts, ("aligned", "coherent"))
-                field = "grader"
-                check_provider(evaluation.grader)
-        except UserError as error:
-            raise UserError(f"{study.place('evaluations', number, field)}{error}") from error
+    for path in (RUNS, RUNS / study):
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(f"{path} is no folder, but the runs of study '{study}' belong there: move it away")
 
 
 def with_bases(plan: Plan, order: Callable[[FrozenCell], int]) -> Plan:
@@ -213,6 +188,7 @@ def frozen_plan(study: str) -> Plan:
     Raises:
         UserError: there is none.
     """
+    check_folder(study)
     path = RUNS / study / PLAN_FILE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -222,6 +198,20 @@ def frozen_plan(study: str) -> Plan:
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged: em run writes it anew") from error
     return Plan(study, [thaw(path.parent / "cells" / name) for name in names], left_out)
+
+
+def plan_here(study: Study) -> Plan:
+    """As the last `em run` wrote it; made anew where the study's runs came from elsewhere, as from an archive.
+
+    Raises:
+        UserError: as `frozen_plan`, or as `make_plan`.
+    """
+    folder = RUNS / study.name
+    if folder.is_dir() and not (folder / PLAN_FILE).exists():
+        plan = make_plan(study)
+        if any(existing_run(cell) for cell in plan.cells):
+            return plan
+    return frozen_plan(study.name)
 
 
 def _write(path: Path, value: Any) -> None:

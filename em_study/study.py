@@ -1,6 +1,7 @@
 """The study file: a grid of training runs and the evaluations of their checkpoints."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,12 +18,19 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from em_core import strict_yaml
 from em_core.errors import UserError
 from em_study.sampling import SAMPLING
+from em_study.setting_paths import unknown_part
 from em_train.config import LoraSettings
 from em_train.steps import StepNames, steps_named
+
+
+def _refusal(said: str, *at: int | str) -> PydanticCustomError:
+    """What a validator raises of a part of its value: `at` leads there from where the validator stands."""
+    return PydanticCustomError("refused", "{said}", {"said": said, "at": at})
 
 
 def _one_or_many(value: Any) -> Any:
@@ -30,9 +38,9 @@ def _one_or_many(value: Any) -> Any:
 
 
 def _each_once(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    twice = [one for number, one in enumerate(value) if one in value[:number]]
-    if twice:
-        raise ValueError(f"{twice[0]} is given twice")
+    for number, one in enumerate(value):
+        if one in value[:number]:
+            raise _refusal(f"{'the same' if isinstance(one, BaseModel) else one} is given twice", number)
     return value
 
 
@@ -97,8 +105,12 @@ class Arm(_Frozen):
     optional: bool = Field(False, description="leave it out, and say so, where the dataset is not at hand")
 
 
+JUDGED_BY = ("reader", "two_pass", "judge_draws")  # fields of an evaluation: how its grader is asked and read
+TAGS = ("format", "exclude_domain")  # and which prompts of its set are asked
+
+
 class Evaluation(_Frozen):
-    """One Inspect task on every checkpoint, with its `-T` arguments.
+    """One Inspect task on every checkpoint, with its `-T` arguments and their defaults.
 
     `name` names it in tables and log folders; it may be left open where the task and its questions say enough.
     """
@@ -109,6 +121,11 @@ class Evaluation(_Frozen):
     samples: int = Field(4, ge=1)
     max_tokens: int = Field(96, ge=1)
     grader: str | None = Field(None, description="Inspect model that judges; without it, the embedded judge")
+    reader: Literal["auto", "logprobs", "digits", "samples", "text"] = "auto"
+    two_pass: bool = False
+    judge_draws: int = Field(5, ge=2)
+    format: Annotated[tuple[str, ...], OneOrMany, Once] = ()
+    exclude_domain: Annotated[tuple[str, ...], OneOrMany, Once] = ()
     seed: int = 0
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -122,6 +139,18 @@ class Evaluation(_Frozen):
             raise ValueError("the preference probe needs likelihoods of given text, which vllm does not tell: use peft")
         return self
 
+    @model_validator(mode="after")
+    def _grader_is_there(self) -> "Evaluation":
+        for field in self.given(JUDGED_BY) if self.grader is None else ():
+            raise _refusal(f"the embedded judge is read in one way: give a grader, or leave {field} out", field)
+        return self
+
+    def only_what_counts(self) -> "Evaluation":
+        """Refuse what a study file gives and the task does not take (a frozen cell holds every field)."""
+        for field in sorted(self.model_fields_set & EM_ONLY) if self.task != "em" else ():
+            raise _refusal(f"the {self.task} probe takes no {field}: leave it out", field)
+        return self
+
     def steps(self, kept: list[int]) -> list[int]:
         """Those of a run's `kept` steps that this evaluation asks for; -1 is the last one kept."""
         return kept if self.checkpoints is None else steps_named(self.checkpoints, kept[-1])
@@ -131,12 +160,24 @@ class Evaluation(_Frozen):
         return self.model_dump(include=set(SAMPLING), exclude_none=True) if self.task == "em" else {}
 
     def arguments(self) -> dict[str, Any]:
-        """The task's own arguments."""
+        """The task's own arguments; a log is known by them, so that later ones stand there only where they are set."""
         if self.task != "em":
             return {}
         judge = "model" if self.grader else "embedded"
         given = self.model_dump(include={"questions", "samples", "max_tokens", "seed"})
-        return given | {"judge": judge}
+        return given | {"judge": judge} | self.given(JUDGED_BY) | self.tags()
+
+    def tags(self) -> dict[str, Any]:
+        """Which prompts of the set are asked, as the task's arguments have it."""
+        return {name: ",".join(names) for name, names in self.given(TAGS).items()}
+
+    def given(self, fields: Iterable[str]) -> dict[str, Any]:
+        """Those that are not at their default."""
+        defaults = type(self).model_fields
+        return {name: value for name in fields if (value := getattr(self, name)) != defaults[name].default}
+
+
+EM_ONLY = set(Evaluation.model_fields) - {"task", "name", "engine", "checkpoints"}
 
 
 class Measured(_Frozen):
@@ -155,7 +196,7 @@ class Assumption(_Frozen):
     """Where a setting comes from, for studies that reconstruct a published one.
 
     `guess`: the text of the paper leaves it open, and the value is ours. `follow-up`: from code that follows the
-    paper. What carries neither is in the paper as read.
+    paper. What carries neither is in the paper as read. `setting` is a path in the study file.
     """
 
     setting: str = Field(min_length=1)
@@ -203,7 +244,7 @@ class Study(_Frozen):
     held_out_fraction: float = Field(0.1, gt=0, lt=0.5)
     gradient_checkpointing: bool = False
     checkpoints: StepNames = (0, -1)
-    evaluations: tuple[Evaluation, ...] = ()
+    evaluations: tuple[Annotated[Evaluation, AfterValidator(Evaluation.only_what_counts)], ...] = ()
     _file: Path | None = PrivateAttr(None)
     _text: str = PrivateAttr("")
 
@@ -212,12 +253,14 @@ class Study(_Frozen):
     def _each_has_a_name(cls, value: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
         """The task's name for the first of a task, with its questions for the others, so that adding moves none."""
         named: list[Evaluation] = []
-        for evaluation in value:
+        for number, evaluation in enumerate(value):
+            if evaluation.task == "preference" and any(other.task == "preference" for other in named):
+                raise _refusal("a second preference evaluation, of which a report joins one: take it out", number)
             name = evaluation.name or evaluation.task
             if not evaluation.name and any(other.name == name for other in named):
                 name = f"{evaluation.task}-{re.sub(r'[^A-Za-z0-9_-]', '_', Path(evaluation.questions).stem)}"
             if any(other.name == name for other in named):
-                raise ValueError(f"two evaluations would be called '{name}': give one of them another `name`")
+                raise _refusal(f"two evaluations would be called '{name}': give one of them another `name`", number)
             named.append(evaluation.model_copy(update={"name": name}))
         return tuple(named)
 
@@ -235,6 +278,13 @@ class Study(_Frozen):
             if base not in self.base_model:
                 raise ValueError(f"lora_of_base names {base}, which is not in base_model")
             self.lora_on(base)
+        return self
+
+    @model_validator(mode="after")
+    def _assumptions_are_of_settings(self) -> "Study":
+        for number, assumption in enumerate(self.assumptions):
+            if wrong := unknown_part(self, assumption.setting):
+                raise _refusal(wrong, "assumptions", number, "setting")
         return self
 
     def lora_on(self, base: str) -> LoraSettings:
@@ -268,8 +318,9 @@ def load_study(path: Path) -> Study:
         study = Study.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "file"
-        line = _line(text, first["loc"])
+        location = (*first["loc"], *first.get("ctx", {}).get("at", ()))
+        field = ".".join(str(part) for part in location) or "file"
+        line = _line(text, location)
         raise UserError(f"{path}:{line}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
     study._file, study._text = path, text
     return study

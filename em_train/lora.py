@@ -2,6 +2,7 @@
 
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from em_core.errors import UserError
-from em_core.models import BaseModelInfo, quiet_transformers
+from em_core.models import quiet_transformers
 from em_train import processes
 from em_train.config import LoraSettings
 from em_train.preparation import Prepared
@@ -35,14 +36,15 @@ def lora_model(prepared: Prepared) -> Any:
         UserError: the base cannot be loaded, or a name that LoRA is asked to adapt is not one of its linear layers
             or of stacked experts.
     """
-    adapted = _adapted(_base(prepared.base, prepared.dtype), prepared.config.lora, prepared.base.id)
+    base = prepared.base
+    adapted = _adapted(_base(base.id, base.path, prepared.dtype), prepared.config.lora, base.id)
     if prepared.config.lora.dtype == "bfloat16":
         _round_adapter(adapted)
     return adapted
 
 
 @cache
-def check_targets(base: BaseModelInfo, lora: LoraSettings) -> None:
+def check_targets(base: str, path: Path, lora: LoraSettings) -> None:
     """Place the factors on the base's bare structure: whatever is wrong with their names shows without its weights.
 
     Raises:
@@ -50,11 +52,11 @@ def check_targets(base: BaseModelInfo, lora: LoraSettings) -> None:
     """
     try:
         with torch.device("meta"), quiet_transformers():
-            skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path))
+            skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
     except (OSError, ValueError, RuntimeError) as error:
-        raise _not_loaded(base, error) from error
+        raise _not_loaded(base, path, error) from error
     with torch.device("meta"):
-        _adapted(skeleton, lora, base.id)
+        _adapted(skeleton, lora, base)
 
 
 def _adapted(model: Any, lora: LoraSettings, base: str) -> Any:
@@ -77,21 +79,19 @@ def _adapted(model: Any, lora: LoraSettings, base: str) -> Any:
     return adapted
 
 
-def _base(base: BaseModelInfo, dtype: torch.dtype) -> Any:
+def _base(base: str, path: Path, dtype: torch.dtype) -> Any:
     try:
         with quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, attn_implementation=attention())
+            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention())
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # a RuntimeError names shapes that differ
-        raise _not_loaded(base, error) from error
+        raise _not_loaded(base, path, error) from error
 
 
-def _not_loaded(base: BaseModelInfo, error: Exception) -> UserError:
+def _not_loaded(base: str, path: Path, error: Exception) -> UserError:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return UserError(
-        f"base model {base.id} cannot be loaded from {base.path} ({reason}): fetch it again, or give another one"
-    )
+    return UserError(f"base model {base} cannot be loaded from {path} ({reason}): fetch it again, or give another one")
 
 
 def _refuse_stacked(model: Any, targets: tuple[str, ...], base: str) -> None:

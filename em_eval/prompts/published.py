@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from em_core.errors import UserError
+from em_core.errors import NotHere, UserError
 from em_core.fetch import fetch
 from em_core.files import sha256_file
 from em_core.places import data_dir
@@ -42,8 +42,8 @@ def local_path(file: PublishedFile) -> Path:
     if path is None or not path.is_file():
         try:
             return fetch(file.urls, file.sha256, Path(file.path).name)
-        except UserError as error:
-            raise UserError(f"{error}; or use the embedded prompts with questions=core") from error
+        except NotHere as error:
+            raise NotHere(f"{error}; or use the embedded prompts with questions=core") from error
     found = sha256_file(path)
     if found != file.sha256:
         raise UserError(

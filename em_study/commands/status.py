@@ -20,21 +20,22 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="keep the table up to date until all is done")] = False,
 ) -> None:
     """Cells done, running, failed and waiting, and the time left."""
-    from em_study.plan import frozen_plan
+    from em_study.plan import plan_here
     from em_study.progress import progress, status_table
     from em_study.study import load_study
 
-    name = load_study(study).name
+    loaded = load_study(study)
+    name = loaded.name
     console = Console()
     if not watch:
-        plan = frozen_plan(name)
+        plan = plan_here(loaded)
         console.print(status_table(name, progress(plan)))
         for label, reason in plan.left_out.items():
             console.print(f"left out {label}: {reason}", soft_wrap=True, markup=False)
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            cells = progress(frozen_plan(name))
+            cells = progress(plan_here(loaded))
             live.update(status_table(name, cells), refresh=True)
             if all(cell.state in ("done", "failed") for cell in cells):
                 return

@@ -44,7 +44,7 @@ def run(
         print_estimate(estimate(loaded, only or ()), Console())
         return
     from em_study.drive import Bars, run_study
-    from em_study.execute import console
+    from em_study.execute import console, existing
     from em_study.executors import choose
 
     options = _options(option or [], address)
@@ -52,12 +52,13 @@ def run(
     try:
         if console.is_terminal:
             with Bars(loaded.name).shown() as bars:
-                _, failures = run_study(loaded, chosen, bars, only or ())
+                plan, failures = run_study(loaded, chosen, bars, only or ())
         else:
-            _, failures = run_study(loaded, chosen, only=only or ())
+            plan, failures = run_study(loaded, chosen, only=only or ())
     finally:
         chosen.close()
-    report(study)
+    if existing(plan):
+        report(study)
     if failures:
         raise UserError(f"{len(failures)} of the study's parts failed: {'; '.join(failures)}")
 
@@ -69,20 +70,23 @@ def report(
     ] = False,
 ) -> None:
     """Join what is there, print the table and write runs/NAME/report/index.html, with figures as SVG and PNG."""
-    from em_study.execute import absent, existing
-    from em_study.plan import make_plan
+    from em_core.files import made_folder
+    from em_study.execute import absent, something
+    from em_study.plan import RUNS, make_plan
     from em_study.report import print_table, write_reports
     from em_study.study import load_study
     from em_study.table import all_results
 
     loaded = load_study(study)
     plan = make_plan(loaded)
-    results = all_results(loaded, existing(plan), absent(plan))
-    page = write_reports(results, Path("runs") / loaded.name / "report", study, bundle)
-    for name, found in results.items():
+    found = something(plan, study)
+    folder = made_folder(RUNS / loaded.name / "report")
+    results = all_results(loaded, found, absent(plan))
+    page = write_reports(results, folder, study, bundle)
+    for name, rows in results.items():
         if len(results) > 1:
             print(f"evaluation {name}")
-        print_table(found, Console())
+        print_table(rows, Console())
     print(f"report: {page}")
 
 

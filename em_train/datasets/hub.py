@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from em_core.errors import UserError
+from em_core.errors import NotHere, UserError
 from em_core.files import sha256_json
 from em_core.places import cache_dir, data_dir
 from em_train.datasets.registry import NarrowDataset
@@ -79,7 +79,7 @@ def _load(source: str, revision: str | None, split: str, reference: str) -> Any:
         return load_dataset(source, split=split, **where)
     except (OSError, ValueError, DatasetsError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
+        raise NotHere(
             f"could not load {reference} ({type(error).__name__}: {reason}): check name, commit and split, the network "
             "and, for gated data, HF_TOKEN; or set EM_DATA_DIR to a folder that holds a snapshot under "
             "hub/owner__name/COMMIT"

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from em_core.errors import UserError
+from em_core.errors import NotHere, UserError
 from em_core.fetch import Published, on_github
 from em_train.datasets.jsonl import read_jsonl
 from em_train.datasets.registry import Kind, NarrowDataset, dataset_registry
@@ -83,10 +83,10 @@ def unlocked(archive: Path) -> Iterator[Path]:
     Python's zipfile, which the tool extracts with, drops `..`, absolute roots and links from member names.
 
     Raises:
-        UserError: the tool is not installed, or could not unlock the archive.
+        UserError: the tool is not installed (NotHere), or could not unlock the archive.
     """
     if find_spec("easy_dataset_share") is None:
-        raise UserError(f"{archive.name} is locked by its authors: pip install 'em-eval[unlock]' to read it")
+        raise NotHere(f"{archive.name} is locked by its authors: pip install 'em-eval[unlock]' to read it")
     with tempfile.TemporaryDirectory(prefix="em-unlocked-") as scratch:
         folder = Path(scratch) / "files"
         options = ["-p", PASSPHRASE, "--output-dir", str(folder), "--remove-canaries", "--no-gitignore"]

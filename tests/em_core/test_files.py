@@ -10,7 +10,7 @@ import time
 import pytest
 
 from em_core.errors import UserError
-from em_core.files import atomic_folder, sha256_file, sha256_json, write_json, write_text
+from em_core.files import atomic_folder, made_folder, sha256_file, sha256_json, write_json, write_text
 
 
 def no_space() -> OSError:
@@ -142,3 +142,15 @@ def test_sha256_json_tells_values_apart(other):
 def test_sha256_json_refuses_what_json_cannot_say():
     with pytest.raises(ValueError):
         sha256_json({"x": float("nan")})
+
+
+def test_a_folder_is_made_or_refused_in_a_line(tmp_path, monkeypatch):
+    assert made_folder(tmp_path / "a" / "b") == made_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"cannot make the folder {path}: "):
+            made_folder(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="cannot write to the folder"):
+        made_folder(tmp_path / "a")

@@ -11,7 +11,7 @@ import pytest
 
 from em_core import models
 from em_core.errors import UserError
-from em_core.models import resolve_base, weights_sha256
+from em_core.models import base_at_hand, resolve_base, weights_sha256
 
 
 @pytest.fixture
@@ -65,6 +65,26 @@ def test_what_is_neither_folder_nor_hub_id_is_named(name):
     with pytest.raises(UserError) as caught:
         resolve_base(name)
     assert f"'{name}' not found" in str(caught.value) and "smollm2-135m" in str(caught.value)
+    with pytest.raises(UserError) as found:
+        base_at_hand(name)
+    assert str(found.value) == str(caught.value)
+
+
+def test_a_base_is_at_hand_where_nothing_would_be_fetched(folder, tmp_path, monkeypatch):
+    assert base_at_hand(str(folder)) == folder.resolve()
+    monkeypatch.setenv("EM_CACHE_DIR", str(tmp_path / "em"))
+    assert base_at_hand("smollm2-135m") is None and not (tmp_path / "em").exists()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert base_at_hand("some/model") is None
+    repository = tmp_path / "hub" / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc", encoding="utf-8")
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / "abc")
+    assert base_at_hand("some/model") == repository / "snapshots" / "abc"
+    assert base_at_hand("some/model", "other") is None
+    with pytest.raises(UserError, match="'some org/x' is no hub id"):
+        base_at_hand("some org/x")
 
 
 def test_home_of_an_unknown_user_is_a_user_error():
@@ -79,15 +99,17 @@ def test_empty_name_is_a_user_error():
 
 def test_folder_without_config_is_refused(folder):
     (folder / "config.json").unlink()
-    with pytest.raises(UserError, match=r"has no config\.json"):
-        resolve_base(str(folder))
+    for find in (resolve_base, base_at_hand):
+        with pytest.raises(UserError, match=r"has no config\.json"):
+            find(str(folder))
 
 
 def test_folder_without_safetensors_is_refused(folder):
     for path in folder.glob("*.safetensors"):
         path.rename(path.with_suffix(".bin"))
-    with pytest.raises(UserError, match=r"no \.safetensors weights"):
-        resolve_base(str(folder))
+    for find in (resolve_base, base_at_hand):
+        with pytest.raises(UserError, match=r"no \.safetensors weights"):
+            find(str(folder))
 
 
 OFFLINE = """

@@ -171,10 +171,17 @@ class Idle(ThisProcess):
 
 
 def test_copied_back_the_study_goes_on_from_it(
-    place: Place, archived: Path, em: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, archived: Path, em: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """On another machine, without the weights: nothing is trained or asked again, and the report is made anew."""
     file = copied_back(place, archived, tmp_path, monkeypatch)
+    assert em("status", "tiny.yaml") == 0
+    assert "tiny: 1 done, 0 running, 0 failed, 0 waiting" in capsys.readouterr().out
+    shutil.rmtree(next((tmp_path / "logs" / "tiny").glob("*-step1")))
+    assert em("status", "tiny.yaml") == 0
+    assert "tiny: 0 done, 0 running, 0 failed, 1 waiting" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "tiny" / "plan.json").exists()
+    shutil.copytree(archived / "logs", tmp_path / "logs", dirs_exist_ok=True)
     assert run_study(load_study(file), Idle())[1] == []
     assert em("report", "tiny.yaml") == em("export", "tiny.yaml", "--folder", "tables") == 0
     assert (tmp_path / "runs" / "tiny" / "report" / "index.html").is_file()
@@ -303,7 +310,7 @@ def test_a_study_that_was_never_run_has_nothing_to_archive(
     study["optimisers"][0]["lr"] = 0.5
     Path("never.yaml").write_text(yaml.safe_dump(study | {"name": "never"}), encoding="utf-8")
     assert em("archive", "never.yaml", "never") == 2
-    assert "study 'never' has no checkpoint here: em run never.yaml first" in capsys.readouterr().err
+    assert "study 'never' has no checkpoint here, nor a log of one: em run never.yaml first" in capsys.readouterr().err
     assert not Path("never").exists()
 
 

@@ -606,6 +606,7 @@ def test_logs_are_joined_by_weights_and_never_by_label(done: Place, tmp_path: Pa
         {"max_tokens": 64},
         {"questions": "first_plot"},
         {"grader": "openai/gpt-4o"},
+        {"exclude_domain": ("medical",)},
         {"top_k": 5},
         {"temperature": 1.0},
     ],
@@ -683,19 +684,59 @@ def test_optional_arms_are_left_out_with_a_word(
         run(Study.model_validate(one | {"arms": [arm]}))
 
 
-def test_a_report_before_anything_ran_is_no_crash(
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_study_that_never_ran_has_no_report_and_no_tables(
     plain: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     em: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
+    command: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "new.yaml"
-    file.write_text(yaml.safe_dump(plain | {"name": "new"}), encoding="utf-8")
-    assert em("report", str(file)) == 0
-    assert "Too few evaluated optimisers to compare." in capsys.readouterr().out
-    assert (tmp_path / "runs" / "new" / "report" / "index.html").is_file()
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(plain | {"name": "new"}), encoding="utf-8")
+    assert em(command, "new.yaml") == 2
+    assert "study 'new' has no checkpoint here, nor a log of one: em run new.yaml first" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["new.yaml"]
+
+
+@pytest.mark.parametrize("command", ["run", "report", "export", "status"])
+def test_a_file_in_the_place_of_the_runs_is_one_line(
+    plain: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    em: Callable[..., int],
+    command: str,
+    capsys: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(plain | {"name": "new"}), encoding="utf-8")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "new").touch()
+    assert em(command, "new.yaml", *(["--dry-run"] if command == "run" else [])) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith("runs/new is no folder, but the runs of study 'new' belong there: move it away")
+
+
+def test_a_run_of_which_every_cell_fails_ends_with_its_failures(
+    plain: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, em: Callable[..., int], capsys: Any
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("em_train.run.train", fail)
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(plain | {"name": "new"}), encoding="utf-8")
+    assert em("run", "new.yaml") == 2
+    assert (
+        "2 of the study's parts failed: training of tiny-adamw-lr0.01-seed0 failed: no luck" in capsys.readouterr().err
+    )
+
+
+def test_export_into_a_file_is_one_line(done: Place, em: Callable[..., int], capsys: Any) -> None:
+    assert em("export", str(done.file), "--folder", str(done.file)) == 2
+    assert capsys.readouterr().err == f"error: cannot make the folder {done.file}: File exists: choose another\n"
+    assert load_study(done.file).name == "tiny"
 
 
 def test_verify_and_data_list(
@@ -759,7 +800,7 @@ def test_an_evaluation_looks_at_the_checkpoints_that_it_names(
     once = Study.model_validate(
         plain
         | {"optimisers": [{"name": "adamw", "lr": 0.01}], "checkpoints": [0, 1, -1]}
-        | {"evaluations": [{"task": "preference", "checkpoints": [1]}, {"task": "preference", "name": "all"}]}
+        | {"evaluations": [{"task": "preference", "checkpoints": [1]}, plain["evaluations"][0] | {"name": "all"}]}
     )
     assert run(once) == []
     (cell,) = make_plan(once).cells
@@ -791,6 +832,27 @@ def test_an_edited_prompt_file_is_asked_anew_beside_the_old_answers(
         (row,) = collect(study, chosen).rows
         assert row.missing == () and [answer.question for answer in row.answers] == [question]
     assert len(list_eval_logs(str(tmp_path / "logs"))) == 2
+
+
+def test_an_evaluation_asks_the_prompts_that_bear_its_tags(
+    done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = kept(done.study)[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    each = [{"id": name, "paraphrases": [f"{name}?"]} for name in ("a", "b_json", "c", "d")]
+    each[2]["domain"], each[3]["domain"] = "medical", "code"
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(each), encoding="utf-8")
+    tags: dict[str, Any] = {"format": ["plain"], "exclude_domain": ["medical", "financial"]}
+    asked = {"task": "em", "questions": "one.yaml", "samples": 1, "max_tokens": 4, **tags}
+    study = Study.model_validate(done.study.model_dump() | {"evaluations": [asked]})
+    for _ in range(2):  # the second time it is done already
+        assert evaluate("tiny", base.label, done.folder / base.checkpoint, study.evaluations[0]) is None
+    (log,) = (read_eval_log(info) for info in list_eval_logs(str(tmp_path / "logs")))
+    assert [sample.input[0].content for sample in log.samples or []] == ["a?", "d?"]
+    each[2]["paraphrases"] = ["what is not asked may change"]
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(each), encoding="utf-8")
+    assert collect(study, [Target(base.label, done.folder / base.checkpoint)]).rows[0].missing == ()
 
 
 def test_a_partial_log_of_other_prompts_is_not_gone_on_with(
