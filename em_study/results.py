@@ -281,15 +281,15 @@ def _probe(log: EvalLog | None, base: dict[str, float], is_base: bool) -> list[P
 
 
 def _as_measured(judge: dict[str, Any], log: EvalLog, manifest: Manifest) -> bool:
-    """Whether answers were drawn as those were on which the judge's error rates were measured."""
-    config = log.plan.config
+    """Whether answers were drawn, and to the same prompts, as those on which the judge's error rates were measured."""
+    config, chosen = log.plan.config, log.eval.task_args
     drawn = {
         "base": manifest.base.id,
         "questions": (log.eval.metadata or {}).get("questions"),
         "temperature": config.temperature,
         "top_k": config.top_k,
     }
-    return judge.get("measured_under") == drawn
+    return judge.get("measured_under") == drawn and not (chosen.get("format") or chosen.get("exclude_domain"))
 
 
 def _corrected(rate: Interval | None, judge: dict[str, Any]) -> Interval | None:
