@@ -30,6 +30,8 @@ def test_a_rate_is_corrected_only_under_the_conditions_of_the_measurement(log: E
     under = facts["measured_under"]
     for change in ({"questions": "first_plot"}, {"temperature": 0.7}, {"top_k": None}, {"base": "Qwen/Qwen3-0.6B"}):
         assert not _as_measured(facts | {"measured_under": under | change}, log, manifest)
+    some = log.model_copy(update={"eval": log.eval.model_copy(update={"task_args": {"format": "plain"}})})
+    assert not _as_measured(facts, some, manifest)
     assert not _as_measured({}, log, manifest)
     assert not _as_measured(facts, log, SimpleNamespace(base=SimpleNamespace(id="Qwen/Qwen3-0.6B")))
 
