@@ -126,7 +126,8 @@ def _variance(ends: Sequence[Row], trained: pd.DataFrame) -> tuple[list[Variance
 def _shares(ends: Sequence[Row], trained: pd.DataFrame, name: str, column: str) -> VarianceShares:
     def of(rows: Sequence[Row]) -> VarianceShares:
         table = trained[trained["checkpoint"].isin({str(row.checkpoint) for row in rows})]
-        answers = [] if name == "probe" else [VALUES[name](row) for row in rows]  # which samples nothing
+        known = [row for row in rows if OUTCOMES[name](row) is not None]
+        answers = [] if name == "probe" else [VALUES[name](row) for row in known]  # the probe samples nothing
         return variance_shares(table, column, AXES, SETTINGS, answers)
 
     whole, plain = of(ends), without_penalty(ends)

@@ -8,10 +8,11 @@ from em_study import paired
 from em_study.blocks import without_penalty
 from em_study.comparison import BOUNDS, ended, matched_by, runs_by
 from em_study.matched import Matched, MatchedContrast, at_end
-from em_study.paired import Bounds
+from em_study.paired import Bounds, Difference
 from em_study.results import Results
 from em_study.statistics import holm
 
+Cell = tuple[tuple[str, str], str]  # a pair of optimisers and a column
 COLUMNS = {
     "end": "at the last checkpoint",
     "train_loss": "at equal training loss",
@@ -33,12 +34,14 @@ class OverBlocks:
 
     Attributes:
         p: two-sided, by Holm over the pairs at that quantity.
+        seeds: the fewest that both have in a block; with one, seeds' variance is not in the interval.
         settings: the most that one of the two has in a block; each then counts as a mean over them.
     """
 
     difference: Interval
     p: float
     blocks: int
+    seeds: int
     settings: int = 1
 
 
@@ -61,7 +64,7 @@ class DoseTable:
     digits: int
     columns: dict[str, str]
     pairs: list[tuple[str, str]]
-    cells: dict[tuple[tuple[str, str], str], OverBlocks]
+    cells: dict[Cell, OverBlocks]
     blocks: list[Matched]
     straight: bool
     too_few: list[str]
@@ -91,22 +94,28 @@ def dose_table(results: Results, outcome: str) -> DoseTable:
     )
 
 
-def over_blocks(matched: Sequence[Matched], bounds: Bounds = None) -> dict[tuple[tuple[str, str], str], OverBlocks]:
+def over_blocks(matched: Sequence[Matched], bounds: Bounds = None) -> dict[Cell, OverBlocks]:
     """By pair and quantity: unweighted means over the blocks that have both; `bounds` are those of the outcome."""
-    found: dict[tuple[tuple[str, str], str], list[MatchedContrast]] = {}
+    found: dict[Cell, list[tuple[MatchedContrast, Difference]]] = {}
     for block in matched:
         for contrast in block.contrasts:
             if contrast.parts is not None:
-                found.setdefault(((contrast.a, contrast.b), block.quantity), []).append(contrast)
+                cell = ((contrast.a, contrast.b), block.quantity)
+                found.setdefault(cell, []).append((contrast, contrast.parts))
     judged = {
-        cell: paired.judged(paired.over_blocks([one.parts for one in each if one.parts]), bounds)
-        for cell, each in found.items()
+        cell: paired.judged(paired.over_blocks([parts for _, parts in each]), bounds) for cell, each in found.items()
     }
-    adjusted: dict[tuple[tuple[str, str], str], float] = {}
+    adjusted: dict[Cell, float] = {}
     for quantity in {quantity for _, quantity in judged}:
-        cells = [cell for cell in judged if cell[1] == quantity]
-        adjusted |= dict(zip(cells, holm([judged[cell][1] for cell in cells]), strict=True))
+        column = {cell: p for cell, (_, p) in judged.items() if cell[1] == quantity}
+        adjusted |= dict(zip(column, holm(list(column.values())), strict=True))
     return {
-        cell: OverBlocks(judged[cell][0], adjusted[cell], len(each), max(max(one.settings) for one in each))
+        cell: OverBlocks(
+            judged[cell][0],
+            adjusted[cell],
+            blocks=len(each),
+            seeds=min(len(parts.by_seed) for _, parts in each),
+            settings=max(max(contrast.settings) for contrast, _ in each),
+        )
         for cell, each in found.items()
     }

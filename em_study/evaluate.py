@@ -200,4 +200,5 @@ def run_eval_set(
     if not logs:
         return None, "no log was written"
     failed = next((log.error.message.splitlines()[0] for log in logs if log.error), "no reason given")
+    logs[0].location = logs[0].location.removeprefix("file://")  # of a log that was there already, Inspect gives an URI
     return logs[0], None if ok else failed

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, studentized_range
+from scipy.stats import studentized_range, t
 
 from em_eval.intervals import Interval
 from em_study import paired
@@ -124,23 +124,30 @@ def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun], bounds:
 
 
 def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]], bounds: Bounds) -> Interval:
-    """Highest minus lowest of several treatments: the wider of two intervals, by what is taken to vary.
+    """Highest minus lowest of several treatments: Tukey's honest difference, of the same questions.
 
-    Answers: of the same questions, stretched from a normal to the studentised range of so many treatments. Seeds:
-    Tukey's honest difference with the variance within treatments, pooled.
+    The error is that of question families and, where treatments have several seeds, of seeds together, whose variance
+    within treatments is pooled; by the studentised range over families, and at least that over seeds. Where a side
+    rests on few events or families, square and add is stretched likewise.
     """
     groups, count = list(outcomes.values()), len(outcomes)
     sides = [{0: paired.mean(outcomes[reached.treatment])} for reached in (highest, lowest)]
     parts = paired.difference(*sides)
-    assert parts is not None  # both sides are under one key: seeds are the other interval's
-    apart, _ = paired.judged(parts)
-    stretch = float(studentized_range.ppf(0.95, count, np.inf) / np.sqrt(2) / norm.ppf(0.975))
-    low, high = (apart.value - stretch * (apart.value - apart.low), apart.value + stretch * (apart.high - apart.value))
-    freedom = sum(len(group) - 1 for group in groups)
-    if freedom:
-        squares = sum(float(np.var([one.value for one in group])) * len(group) for group in groups)
-        error = np.sqrt(squares / freedom * (1 / highest.runs + 1 / lowest.runs) / 2)
-        reach = float(studentized_range.ppf(0.95, count, freedom) * error)
-        low, high = min(low, apart.value - reach), max(high, apart.value + reach)
+    assert parts is not None  # both sides are under one key: seeds are added here
+    seeds = sum(len(group) - 1 for group in groups)
+    squares = sum(float(np.var([one.value for one in group])) * len(group) for group in groups)
+    of_seeds = float(np.sqrt(squares / seeds * (1 / highest.runs + 1 / lowest.runs))) if seeds else 0.0
+    reach = _tukey(count, parts.freedom) * float(np.hypot(paired.family_error(parts), of_seeds))
+    below = above = max(reach, _tukey(count, seeds) * of_seeds) if seeds else reach
+    if parts.few and parts.freedom > 0:
+        stretch = _tukey(count, parts.freedom) / float(t.ppf(0.975, parts.freedom))
+        added = paired.square_and_add(parts.first.alone, parts.second.alone)
+        below, above = max(below, stretch * added[0]), max(above, stretch * added[1])
     most = bounds[1] - bounds[0] if bounds else np.inf
-    return Interval(apart.value, max(low, -most), min(high, most), f"{TUKEY} of {count} treatments")
+    ends = max(parts.value - below, -most), min(parts.value + above, most)
+    return Interval(parts.value, *ends, f"{TUKEY} of {count} treatments")
+
+
+def _tukey(count: int, freedom: int) -> float:
+    """What a t quantile is for two, for the range of `count` treatments."""
+    return float(studentized_range.ppf(0.95, count, freedom) / np.sqrt(2)) if freedom > 0 else float("inf")

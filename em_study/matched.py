@@ -79,7 +79,8 @@ class MatchedContrast:
 
     Attributes:
         difference: None where there is no such seed. `p`: two-sided, by Holm over the pairs of the block.
-        level: NaN at the runs' ends. `set_by`: the run that gets no further, empty where the level was given.
+        level: NaN at the runs' ends. `set_by`: the run that gets no further, and whether it turns round there; empty
+            where the level was given.
         runs: of both; `settings`: how many of each reach the level.
         parts: what the difference is made of, for means over blocks.
     """
@@ -93,6 +94,13 @@ class MatchedContrast:
     set_by: str = ""
     p: float | None = None
     parts: Difference | None = None
+
+    @property
+    def over(self) -> str:
+        """How many runs and seeds the difference is a mean over, in words."""
+        runs = sum(one.outcome is not None for one in self.runs)
+        seeds = len(self.parts.by_seed) if self.parts else 0
+        return f"{runs} runs, {seeds} seed{'' if seeds == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,8 @@ def match(
             limit = min(both, key=lambda run: _furthest(quantity, run)) if level is None else None
             chosen = level if limit is None else abs(_furthest(quantity, limit))
             assert chosen is not None
-            contrasts.append(_contrast(a, b, chosen, [at_level(run, chosen) for run in both], limit, bounds))
+            set_by = "" if limit is None else _set_by(quantity, limit)
+            contrasts.append(_contrast(a, b, chosen, [at_level(run, chosen) for run in both], set_by, bounds))
         if contrasts:
             found.append(Matched(quantity, block, _adjusted(contrasts)))
     return found, short
@@ -146,7 +155,7 @@ def at_end(runs: Sequence[Run], bounds: Bounds = None) -> list[Matched]:
                 ends.append(MatchedRun(run, last.y, last.step))
         pairs = combinations(sorted({one.run.optimiser for one in ends}), 2)
         contrasts = [
-            _contrast(a, b, float("nan"), [one for one in ends if one.run.optimiser in (a, b)], None, bounds)
+            _contrast(a, b, float("nan"), [one for one in ends if one.run.optimiser in (a, b)], "", bounds)
             for a, b in pairs
         ]
         if contrasts:
@@ -165,6 +174,13 @@ def _furthest(quantity: str, run: Run) -> float:
     """How far a run gets, larger being further: losses, which fall, are negative."""
     sign = -1 if quantity in FALLING else 1
     return max(sign * x for _, x in run.path)
+
+
+def _set_by(quantity: str, run: Run) -> str:
+    """Its label; a level at which a run turns round is crossed elsewhere by its other seeds, which widens intervals."""
+    sign = -1 if quantity in FALLING else 1
+    turns = sign * run.path[-1][1] < _furthest(quantity, run) > sign * run.path[0][1]
+    return f"{run.label}, where it turns round" if turns else run.label
 
 
 def _blocks(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -190,37 +206,43 @@ def _outcome_at(run: Run, step: float) -> Outcome:
     return paired.combine([before.y, after.y], [1 - weight, weight])
 
 
-def _contrast(
-    a: str, b: str, level: float, runs: Sequence[MatchedRun], limit: Run | None, bounds: Bounds
-) -> MatchedContrast:
+def _contrast(a: str, b: str, level: float, runs: Sequence[MatchedRun], set_by: str, bounds: Bounds) -> MatchedContrast:
     sides = {name: _by_seed([one for one in runs if one.run.optimiser == name]) for name in (a, b)}
     parts = paired.difference(sides[a], sides[b])
     difference, p = paired.judged(parts, bounds) if parts else (None, None)
-    lacks = sides[a].keys() ^ sides[b].keys() if sides[a] and sides[b] else set()
-    listed = tuple(
-        replace(one, outcome=None, why="has a seed that the other lacks there")
-        if one.outcome is not None and one.run.seed in lacks
-        else one
-        for one in runs
-    )
+    listed = tuple(replace(one, outcome=None, why=why) if (why := _left_out(one, sides)) else one for one in runs)
     counted = [one for one in listed if one.outcome is not None]
     first, second = (len({one.run.setting for one in counted if one.run.optimiser == name}) for name in (a, b))
-    return MatchedContrast(
-        a, b, difference, level, listed, (first, second), limit.label if limit is not None else "", p, parts
-    )
+    return MatchedContrast(a, b, difference, level, listed, (first, second), set_by, p, parts)
 
 
 def _by_seed(runs: Sequence[MatchedRun]) -> dict[int, Outcome]:
-    """One outcome a seed: the mean over settings, each the mean over its runs."""
+    """One outcome a seed: the mean over settings, each the mean over its runs; seeds that all settings have."""
     found: dict[int, dict[str, list[Outcome]]] = {}
     for one in runs:
         if one.outcome is not None:
             found.setdefault(one.run.seed, {}).setdefault(one.run.setting, []).append(one.outcome)
-    return {seed: paired.mean([paired.mean(same) for same in settings.values()]) for seed, settings in found.items()}
+    every = {setting for settings in found.values() for setting in settings}
+    return {
+        seed: paired.mean([paired.mean(same) for same in settings.values()])
+        for seed, settings in found.items()
+        if len(settings) == len(every)
+    }
+
+
+def _left_out(one: MatchedRun, sides: dict[str, dict[int, Outcome]]) -> str:
+    """Why a run that is at the level does not count; empty where it does."""
+    own = sides[one.run.optimiser]
+    (other,) = (side for name, side in sides.items() if name != one.run.optimiser)
+    if one.outcome is None or not other:
+        return ""
+    if one.run.seed not in own:
+        return "has a seed that not all settings of its optimiser have there"
+    return "" if one.run.seed in other else "has a seed that the other lacks there"
 
 
 def _adjusted(contrasts: Sequence[MatchedContrast]) -> list[MatchedContrast]:
     """With p by Holm over those that have one."""
-    known = [one for one in contrasts if one.p is not None]
-    adjusted = dict(zip([(one.a, one.b) for one in known], holm([one.p or 0.0 for one in known]), strict=True))
+    known = {(one.a, one.b): one.p for one in contrasts if one.p is not None}
+    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
     return [replace(one, p=adjusted.get((one.a, one.b))) for one in contrasts]

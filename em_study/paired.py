@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, t
 
-from em_eval.intervals import BOOTSTRAP, CLUSTERED_T, FEW_EVENTS, Interval, totals
+from em_eval.intervals import BOOTSTRAP, CLUSTERED_T, Interval, totals
 
 Bounds = tuple[float, float] | None
 LARGE = (BOOTSTRAP, CLUSTERED_T)  # methods of intervals that rest on how families differ; others on few events
+FEW_FAMILIES = 10  # below, their spread is too uncertain to rest an interval on alone
 Z = float(norm.ppf(0.975))
 PAIRED, WIDER = "paired by family and seed", "paired by family and seed, or square and add, wider"
 
@@ -45,14 +46,32 @@ class Difference:
     """First minus second over seeds that both have.
 
     Attributes:
-        by_seed: the difference of each seed. `influence`: of the mean.
+        by_seed: the difference of each seed; empty for a mean over blocks of unlike seeds.
+        influence: of the mean.
         first, second: both sides by themselves, their seeds as their answers make them.
+        seed_error, seed_freedom: standard error of the mean by how seeds spread, and its degrees of freedom; both 0
+            with one seed, whose spread nothing shows.
     """
 
     by_seed: Mapping[int, float]
     influence: Mapping[str, float]
     first: Outcome
     second: Outcome
+    seed_error: float
+    seed_freedom: int
+
+    @property
+    def value(self) -> float:
+        return self.first.value - self.second.value
+
+    @property
+    def few(self) -> bool:
+        return self.first.few or self.second.few
+
+    @property
+    def freedom(self) -> int:
+        """Of the families: those of the side that has fewer, less one."""
+        return min(len(side.influence) for side in (self.first, self.second)) - 1
 
 
 def outcome(values: Sequence[float], families: Sequence[str], alone: Interval | None) -> Outcome | None:
@@ -65,7 +84,7 @@ def outcome(values: Sequence[float], families: Sequence[str], alone: Interval | 
         sums, sizes = totals(np.asarray(values, dtype=float), families, names=names)
         pulls = (sums - sizes * sums.sum() / sizes.sum()) / sizes.sum()
         influence = dict(zip(names, pulls.tolist(), strict=True))
-    few = alone.method not in LARGE or len(influence) < FEW_EVENTS
+    few = alone.method not in LARGE or len(influence) < FEW_FAMILIES
     return Outcome(alone, influence, few, len(values))
 
 
@@ -92,20 +111,27 @@ def difference(first: Mapping[int, Outcome], second: Mapping[int, Outcome]) -> D
         return None
     a, b = (mean([side[seed] for seed in seeds]) for side in (first, second))
     by_seed = {seed: first[seed].value - second[seed].value for seed in seeds}
-    return Difference(by_seed, _sum([a.influence, b.influence], (1, -1)), a, b)
+    return Difference(by_seed, _sum([a.influence, b.influence], (1, -1)), a, b, *_over_seeds(by_seed))
 
 
 def over_blocks(differences: Sequence[Difference]) -> Difference:
-    """Unweighted mean over blocks, which are those that were chosen and no sample of others."""
-    weights = [1 / len(differences)] * len(differences)
-    seeds = sorted({seed for one in differences for seed in one.by_seed})
-    by_seed = {
-        seed: float(np.mean([one.by_seed[seed] for one in differences if seed in one.by_seed])) for seed in seeds
-    }
-    influence = _sum([one.influence for one in differences], weights)
-    return Difference(
-        by_seed, influence, mean([one.first for one in differences]), mean([one.second for one in differences])
-    )
+    """Unweighted mean over blocks, which are those that were chosen and no sample of others.
+
+    Blocks of the same seeds are averaged seed by seed. Otherwise what differs between blocks would pass for seeds: each
+    block's seeds vary about its own mean, by a variance that is pooled, with the fewest degrees of freedom of any.
+    """
+    count = len(differences)
+    influence = _sum([one.influence for one in differences], [1 / count] * count)
+    sides = mean([one.first for one in differences]), mean([one.second for one in differences])
+    if len({tuple(one.by_seed) for one in differences}) == 1:
+        by_seed = {seed: float(np.mean([one.by_seed[seed] for one in differences])) for seed in differences[0].by_seed}
+        return Difference(by_seed, influence, *sides, *_over_seeds(by_seed))
+    several = [list(one.by_seed.values()) for one in differences if len(one.by_seed) > 1]
+    if not several:
+        return Difference({}, influence, *sides, 0.0, 0)
+    variance = sum(float(np.var(each)) * len(each) for each in several) / sum(len(each) - 1 for each in several)
+    error = float(np.sqrt(sum(variance / len(one.by_seed) for one in differences))) / count
+    return Difference({}, influence, *sides, error, min(len(each) for each in several) - 1)
 
 
 def judged(found: Difference, bounds: Bounds = None) -> tuple[Interval, float]:
@@ -121,18 +147,15 @@ def judged(found: Difference, bounds: Bounds = None) -> tuple[Interval, float]:
     Args:
         bounds: of the outcome; the difference ends where it can.
     """
-    value = found.first.value - found.second.value
-    families, seeds = min(len(side.influence) for side in (found.first, found.second)), len(found.by_seed)
-    of_seeds = float(np.std(list(found.by_seed.values()), ddof=1)) / seeds**0.5 if seeds > 1 else 0.0
-    candidates = [_student(value, float(np.hypot(_family_error(found.influence), of_seeds)), families - 1)]
-    if seeds > 1:
-        candidates.append(_student(value, of_seeds, seeds - 1))
-    few = found.first.few or found.second.few
-    if few:
-        candidates.append(_newcombe(value, found.first.alone, found.second.alone))
+    candidates = [_student(found.value, float(np.hypot(family_error(found), found.seed_error)), found.freedom)]
+    if found.seed_freedom:
+        candidates.append(_student(found.value, found.seed_error, found.seed_freedom))
+    if found.few:
+        candidates.append(_newcombe(found.value, found.first.alone, found.second.alone))
     below, above, p = (max(part) for part in zip(*candidates, strict=True))
     most = bounds[1] - bounds[0] if bounds else np.inf
-    return Interval(value, max(value - below, -most), min(value + above, most), WIDER if few else PAIRED), p
+    method = WIDER if found.few else PAIRED
+    return Interval(found.value, max(found.value - below, -most), min(found.value + above, most), method), p
 
 
 def square_and_add(a: Interval, b: Interval) -> tuple[float, float]:
@@ -155,10 +178,17 @@ def _newcombe(value: float, a: Interval, b: Interval) -> tuple[float, float, flo
     return below, above, float(2 * norm.sf(abs(value) * Z / max(below if value > 0 else above, 1e-12)))
 
 
-def _family_error(influence: Mapping[str, float]) -> float:
+def family_error(found: Difference) -> float:
     """As `em_eval.intervals.clustered_error` of one mean."""
-    count = len(influence)
-    return float(np.sqrt(sum(pull**2 for pull in influence.values()) * count / (count - 1))) if count > 1 else 0.0
+    count = len(found.influence)
+    squares = sum(pull**2 for pull in found.influence.values())
+    return float(np.sqrt(squares * count / (count - 1))) if count > 1 else 0.0
+
+
+def _over_seeds(by_seed: Mapping[int, float]) -> tuple[float, int]:
+    """(standard error of the mean, degrees of freedom)."""
+    count = len(by_seed)
+    return (float(np.std(list(by_seed.values()), ddof=1)) / count**0.5, count - 1) if count > 1 else (0.0, 0)
 
 
 def _sum(influences: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from em_core.errors import UserError
 from em_eval.intervals import totals
 
 REST = "interactions and sampling"
+FEW = 20  # degrees of freedom, below which the variance of answers to one question is not known
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def variance_shares(
     Args:
         settings: columns whose values mean something within one combination of axes only: a learning rate of one
             optimiser is none of another.
-        answers: of each row, the values that its outcome is the mean of, with their question families.
+        answers: of each row that has the outcome, the values that it is the mean of, with their question families.
 
     Raises:
         UserError: fewer than two axes' worth of data to split.
@@ -77,7 +78,7 @@ def variance_shares(
     combinations = 1
     for axis in varied:
         combinations *= known[axis].nunique()
-    noise = sampling_variance([one for one in answers if len(one[0])])
+    noise = sampling_variance(answers)
     return VarianceShares(
         outcome,
         len(known),
@@ -91,7 +92,7 @@ def variance_shares(
 def sampling_variance(answers: Sequence[tuple[Sequence[float], Sequence[str]]]) -> float | None:
     """Mean over runs of the variance that drawing answers anew to the same questions gives a run's mean.
 
-    The variance of answers to one question is pooled over questions and runs. None without two answers to any.
+    The variance of answers to one question is pooled over questions and runs. None where too few have two answers.
     """
     squares, freedom = 0.0, 0
     for values, families in answers:
@@ -99,7 +100,7 @@ def sampling_variance(answers: Sequence[tuple[Sequence[float], Sequence[str]]]) 
         sums, sizes = totals(array, families)
         squares += float((array**2).sum() - (sums**2 / sizes).sum())
         freedom += len(array) - len(sizes)
-    return squares / freedom * float(np.mean([1 / len(values) for values, _ in answers])) if freedom else None
+    return squares / freedom * float(np.mean([1 / len(values) for values, _ in answers])) if freedom >= FEW else None
 
 
 def _within(groups: Any, values: "pd.Series[float]") -> float:

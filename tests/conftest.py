@@ -124,3 +124,14 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def offline_mockllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For helpers of other packages, which use plain `mockllm/model`: it would fetch a vocabulary to count tokens."""
+
+    async def count(*_: Any) -> int:
+        return 3
+
+    for name in ("count_tokens", "count_text_tokens"):
+        monkeypatch.setattr(f"inspect_ai.model._providers.mockllm.MockLLM.{name}", count)

@@ -146,7 +146,13 @@ def _dose(found: "Comparison", outcome: str) -> Table:
     from em_study.dose import COLUMNS, over_blocks
 
     table = _table(
-        f"Optimiser or dose: {outcome}, means over blocks", "pair", "compared", "difference", "p (Holm)", "blocks"
+        f"Optimiser or dose: {outcome}, means over blocks",
+        "pair",
+        "compared",
+        "difference",
+        "p (Holm)",
+        "blocks",
+        "seeds",
     )
     cells = over_blocks(found.matched, BOUNDS[outcome])
     if max((cell.blocks for cell in cells.values()), default=1) > 1:
@@ -154,7 +160,12 @@ def _dose(found: "Comparison", outcome: str) -> Table:
             cells.items(), key=lambda item: (item[0][0], list(COLUMNS).index(item[0][1]))
         ):
             table.add_row(
-                " - ".join(pair), COLUMNS[quantity], _interval(cell.difference), f"{cell.p:.3f}", str(cell.blocks)
+                " - ".join(pair),
+                COLUMNS[quantity],
+                _interval(cell.difference),
+                f"{cell.p:.3f}",
+                str(cell.blocks),
+                str(cell.seeds),
             )
     return table
 
@@ -164,7 +175,7 @@ def _matched(found: "Comparison", outcome: str) -> Table:
     for m in found.matched:
         for pair in m.contrasts:
             several = f", {pair.settings[0]} and {pair.settings[1]} settings" if max(pair.settings) > 1 else ""
-            over = f"{len(pair.runs)} runs{several}"
+            over = f"{pair.over}{several}"
             level = "at the end" if m.quantity == "end" else f"{m.quantity} {pair.level:.4g}"
             p = "" if pair.p is None else f"{pair.p:.3f}"
             table.add_row(level, m.block, f"{pair.a} - {pair.b}", _known(pair.difference), p, over)

@@ -26,17 +26,6 @@ def mock(reply: str | Callable[..., ModelOutput], name: str = "model") -> Model:
     return get_model(f"mockllm/{name}", custom_outputs=outputs, memoize=False)
 
 
-@pytest.fixture
-def offline_mockllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For helpers of other packages, which use plain `mockllm/model`: it would fetch a vocabulary to count tokens."""
-
-    async def count(*_: Any) -> int:
-        return 3
-
-    for name in ("count_tokens", "count_text_tokens"):
-        monkeypatch.setattr(f"inspect_ai.model._providers.mockllm.MockLLM.{name}", count)
-
-
 def grader(alignment: str, coherence: str = "90") -> Model:
     """A mock judge with fixed replies to the two prompts of the core set."""
 

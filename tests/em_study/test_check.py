@@ -266,6 +266,17 @@ def test_a_base_beside_a_log_is_evaluated_as_the_log_was(tmp_path: Path, monkeyp
     assert isinstance(refused.exception, UserError) and "--questions core, but" in str(refused.exception)
 
 
+@pytest.mark.usefixtures("offline_mockllm")
+def test_a_second_call_reads_the_log_of_the_first(tmp_path: Path) -> None:
+    """Both end alike, at the mock judge's unreadable verdicts; the second asks nothing."""
+    call = ["check", "mockllm/model", "--questions", "core", "--samples", "1", "--grader", "mockllm/grader"]
+    for _ in range(2):
+        result = CliRunner().invoke(app, [*call, "--log-dir", str(tmp_path / "logs of check")])
+        assert isinstance(result.exception, UserError), result.output
+        assert "no answer of the checkpoint can be counted (answers: unparsed 24)" in str(result.exception)
+    assert len(list(tmp_path.rglob("*.eval"))) == 1
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

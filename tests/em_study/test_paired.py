@@ -138,6 +138,21 @@ def test_blocks_are_those_that_were_chosen() -> None:
     assert found.value == pytest.approx(0.3, abs=0.03) and found.high - found.value < 0.15 and p < 0.05
 
 
+def test_blocks_of_unlike_seeds_do_not_pass_for_seeds() -> None:
+    """Seeds 0 to 2 in one block, 3 to 5 in the other, 0.6 apart; and one block with one seed: pooled, by hand."""
+    flat = {seed: of(np.full(40, x) + RNG.normal(0, 0.01, 40)) for seed, x in enumerate((0.1, 0.2, 0.3, 0.7, 0.8, 0.9))}
+    zero = {seed: of(RNG.normal(0, 0.01, 40)) for seed in flat}
+    blocks = [difference({seed: flat[seed] for seed in seeds}, zero) for seeds in ((0, 1, 2), (3, 4, 5))]
+    found = over_blocks([one for one in blocks if one])
+    assert found.value == pytest.approx(0.5, abs=0.02) and found.seed_freedom == 2
+    assert found.seed_error == pytest.approx(math.sqrt(0.01 / 3 * 2) / 2, rel=0.1)
+    single = difference({5: flat[5]}, zero)
+    uneven = over_blocks([one for one in (blocks[0], single) if one])
+    assert uneven.seed_error == pytest.approx(math.sqrt(0.01 / 3 + 0.01) / 2, rel=0.1) and uneven.seed_freedom == 2
+    alone = over_blocks([one for one in (difference({0: flat[0]}, zero), single) if one])
+    assert (alone.seed_error, alone.seed_freedom) == (0.0, 0)
+
+
 def test_coverage_where_questions_and_seeds_both_vary() -> None:
     """No difference between two optimisers: 95 % of intervals hold 0, for all that they pair."""
     rng = np.random.default_rng(8)
