@@ -559,6 +559,21 @@ def test_the_two_ends_of_many_treatments_allow_for_having_been_picked() -> None:
     assert few.highest.answers == 10
 
 
+def test_one_question_says_nothing_of_a_range() -> None:
+    ends = [
+        Run(
+            str(y),
+            "o",
+            "b",
+            (Point(1, 1, Outcome(Interval(y, 0.0, 1.0, "exact"), {"q": 0.0}, True, 1)),),
+            treatment=str(y),
+        )
+        for y in (0.0, 1.0)
+    ]
+    ((found,), _) = extremes(ends, [], bounds=(0, 1))
+    assert (found.difference.value, found.difference.low, found.difference.high) == (1.0, -1.0, 1.0)
+
+
 @pytest.mark.parametrize(("families", "seeds", "of_seeds"), [(24, 1, 0.0), (64, 3, 0.0), (24, 3, 0.15), (64, 3, 0.3)])
 def test_a_range_of_equal_treatments_is_covered(families: int, seeds: int, of_seeds: float) -> None:
     """Seven treatments without any difference, which answer the same questions: picking the ends finds one in about 5 %
