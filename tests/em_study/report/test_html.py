@@ -445,7 +445,7 @@ def test_page_compares_at_equal_dose(followed: Path) -> None:
     # Of the two Lion's held-out loss falls less, to 2.2: Muon is there after 1.8 / 0.07 steps.
     lion, muon = 0.30, 0.01 + 0.03 * (1.8 / 0.07) / 30
     assert held_out.startswith(f"{100 * (lion - muon):.1f}")
-    assert loss.endswith("2 blocks")
+    assert loss.endswith("p < 0.001, 2 blocks, 1 seed")
 
 
 def test_page_fits_alignment_on_loss(followed: Path) -> None:
