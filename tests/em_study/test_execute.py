@@ -1078,7 +1078,7 @@ def test_compare_follows_runs_from_the_base_and_names_what_it_lacks(
     for run, cell in zip(runs, make_plan(done.study).cells, strict=False):
         start, end = (verify(checkpoint) for checkpoint in cell.checkpoints())
         assert [(p.step, p.x) for p in run.points] == [(0, start.loss.held_out), (2, end.loss.held_out)]
-        assert run.points[0].y == base.rate and "tiny_bad" in run.block
+        assert run.points[0].y.alone == base.rate and "tiny_bad" in run.block
 
     monkeypatch.setenv("COLUMNS", "200")
     assert em("compare", str(done.file), "--level", "norm_ba=1e9") == 0
@@ -1088,8 +1088,9 @@ def test_compare_follows_runs_from_the_base_and_names_what_it_lacks(
     assert "never reaches 1e+09" in shown and "held_out_loss" in shown
     assert "missing: alignment on train_loss, tiny_base0: 2 checkpoints have both" in shown
     assert "missing: variance of rate: 2 runs that vary optimiser: too few" in shown
-    assert em("compare", str(done.file), "--level", "loss=2") == 2
-    assert "--level loss=2: write QUANTITY=VALUE, with one of train_loss" in capsys.readouterr().err
+    for wrong in ("loss=2", "norm_ba=-1", "held_out_loss=inf"):
+        assert em("compare", str(done.file), "--level", wrong) == 2
+        assert f"--level {wrong}: write QUANTITY=VALUE, with one of train_loss" in capsys.readouterr().err
     assert em("compare", str(done.file), "--evaluation", "other") == 2
     assert "has no em evaluation 'other': it has em" in capsys.readouterr().err
 
