@@ -18,6 +18,7 @@ from em_eval.answers import Answer
 from em_eval.intervals import Interval, effective_n, rate_interval
 from em_eval.outcomes import unscorable_warning
 from em_eval.rates import DEFINITIONS, HEADLINE
+from em_study.paired import square_and_add
 
 # Evil Spectra's prompts: between-question standard deviation near 0.2 at rates near 0.2 (0.2^2 / (0.2 * 0.8)).
 CORRELATION = 0.25
@@ -249,9 +250,8 @@ def _increase(seen: Interval, errors: JudgeErrors) -> tuple[float, float]:
 def _difference(a: Interval, b: Interval) -> Interval:
     """a - b with bounds from those of each (MOVER: Newcombe 1998, method 10); pairing can only narrow it."""
     value = a.value - b.value
-    low = value - math.hypot(a.value - a.low, b.high - b.value)
-    high = value + math.hypot(a.high - a.value, b.value - b.low)
-    return Interval(value, low, high, f"difference of {a.method}")
+    below, above = square_and_add(a, b)
+    return Interval(value, value - below, value + above, f"difference of {a.method}")
 
 
 def _independent(families: Sequence[str], samples: int, correlation: float) -> float:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 from em_eval.intervals import BOOTSTRAP, DRAWS, Interval, rate_interval
+from em_study.paired import Z, square_and_add
 from em_study.statistics import holm
 
 FloatArray = NDArray[np.float64]
-Z = float(norm.ppf(0.975))
 SIGNIFICANCE = 0.05
 PAIRED = "paired bootstrap over families"
 SEEDS = "paired bootstrap or t over seeds, wider"
@@ -187,9 +187,8 @@ def _intervals(
 
 def _newcombe(a: Interval, b: Interval, value: float) -> Interval:
     """Newcombe's (1998) square-and-add interval of a difference of two rates, about `value`."""
-    low = value - float(np.hypot(a.value - a.low, b.high - b.value))
-    high = value + float(np.hypot(a.high - a.value, b.value - b.low))
-    return Interval(value, max(low, -1.0), min(high, 1.0), "Newcombe")
+    below, above = square_and_add(a, b)
+    return Interval(value, max(value - below, -1.0), min(value + above, 1.0), "Newcombe")
 
 
 def _shares(hits: FloatArray, sizes: FloatArray, over: tuple[int, ...] = (1, 2)) -> FloatArray:
