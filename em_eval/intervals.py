@@ -106,7 +106,10 @@ def effective_n(
 
 
 def mean_interval(
-    values: Sequence[float], families: Sequence[str], bounds: tuple[float, float] | None = None
+    values: Sequence[float],
+    families: Sequence[str],
+    bounds: tuple[float, float] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Interval | None:
     """Mean with a t interval from family-clustered errors, within the scale's `bounds`; None without values or with one
     family.
@@ -114,12 +117,16 @@ def mean_interval(
     Where all G families agree, the errors say nothing. With the `bounds` of the scale, at most 1 - 0.025^(1/G) of
     families (Clopper-Pearson without an event) may then lie elsewhere, at worst at either end of it. Without bounds, as
     of log-likelihoods, the width is zero there; nothing of ours prints such a one.
+
+    Args:
+        weights: of each value; default: all equal.
     """
     array = np.asarray(values, dtype=float)
     count = len(set(families))
     if not len(array) or count < 2:
         return None
-    centre, error = float(array.mean()), clustered_error(array, families)
+    given = np.ones(len(array)) if weights is None else np.asarray(weights, dtype=float)
+    centre, error = float(np.average(array, weights=given)), clustered_error(array, families, given)
     if bounds and error <= 1e-9 * (bounds[1] - bounds[0]):
         elsewhere = -np.expm1(np.log(0.025) / count)
         low, high = (centre + float(elsewhere) * (end - centre) for end in bounds)
@@ -129,15 +136,16 @@ def mean_interval(
     return Interval(centre, max(least, centre - reach), min(most, centre + reach), CLUSTERED_T)
 
 
-def clustered_error(values: FloatArray, families: Sequence[str]) -> float:
-    """Standard error of the mean, clustered by family, with the finite-cluster factor G / (G - 1) of its square (Miller
-    2024, arXiv 2411.00640, app. A, and Inspect's `stderr`); NaN with one family, whose error nothing shows."""
+def clustered_error(values: FloatArray, families: Sequence[str], weights: FloatArray | None = None) -> float:
+    """Standard error of the (weighted) mean, clustered by family, with the finite-cluster factor G / (G - 1) of its
+    square (Miller 2024, arXiv 2411.00640, app. A, and Inspect's `stderr`); NaN with one family, whose error nothing
+    shows."""
     count = len(set(families))
     if count < 2:
         return float("nan")
-    sums, sizes = totals(values, families)
-    residuals = sums - values.mean() * sizes
-    return float(np.sqrt((residuals**2).sum() * count / (count - 1)) / len(values))
+    sums, sizes = totals(values, families, weights)
+    residuals = sums - sums.sum() / sizes.sum() * sizes
+    return float(np.sqrt((residuals**2).sum() * count / (count - 1)) / sizes.sum())
 
 
 def totals(

@@ -52,6 +52,10 @@ def setting_of(row: Row) -> str:
     return "; ".join(str(found[name]) for name in SETTINGS)
 
 
+def seed_of(row: Row) -> int:
+    return int(row.manifest.config.get("seed") or 0)
+
+
 def several_settings(ends: Sequence[Row]) -> dict[str, str]:
     """Optimisers that have several settings in one block, each with a line that says so."""
     found: dict[str, dict[str, set[str]]] = {}

@@ -14,27 +14,25 @@ import pandas as pd
 
 from em_core.errors import UserError
 from em_core.manifest import Loss, Manifest, manifest_or_none
-from em_eval.intervals import Interval
-from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.blocks import (
     NOT_COMPARED,
     SETTINGS,
     block_of,
     data_of,
     run_ends,
+    seed_of,
     setting_of,
     trained_to_its_end,
     without_penalty,
 )
-from em_study.contrasts import OptimiserContrast
+from em_study.contrasts import Ends, OptimiserContrast
 from em_study.extremes import Extremes, extremes
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.matched import Matched, Point, Run, at_end, match
 from em_study.names import treatment_of
-from em_study.paired import Bounds, Outcome
-from em_study.paired import outcome as paired_outcome
+from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, mean, outcome
 from em_study.penalty_effect import PenaltyEffect, penalty_effects
-from em_study.results import Results, Row, Valued, hits_of, scores_of, shifts_of
+from em_study.results import Results, Row, hits_of, scores_of, shifts_of
 from em_study.table import checkpoint_table
 from em_study.variance import VarianceShares, variance_shares
 
@@ -52,18 +50,12 @@ QUANTITIES: dict[str, Callable[[Manifest], float | None]] = {
     "norm_ba": lambda m: m.dose.norm_ba if m.dose else 0.0,
     "tokens_seen": lambda m: float(m.tokens_seen),
 }
-OUTCOMES: dict[str, Callable[[Row], Interval | None]] = {
-    "rate": lambda row: row.rate,
-    "alignment": lambda row: row.alignment,
-    "probe": lambda row: row.shift,
-}
-VALUES: dict[str, Callable[[Row], Valued]] = {  # that an outcome is the mean of
-    "rate": lambda row: hits_of(row.answers),
-    "alignment": lambda row: scores_of(row.answers),
-    "probe": lambda row: shifts_of(row.probe),
+OUTCOMES: dict[str, Callable[[Row], Outcome | None]] = {
+    "rate": lambda row: outcome(*hits_of(row.answers), RATE),
+    "alignment": lambda row: outcome(*scores_of(row.answers), ALIGNMENT),
+    "probe": lambda row: outcome(*shifts_of(row.probe), PROBE),
 }
 COLUMNS = {"rate": "rate", "alignment": "mean_alignment", "probe": "probe_shift"}  # of the table of checkpoints
-BOUNDS: dict[str, Bounds] = {"rate": (0, 1), "alignment": (0, 100), "probe": None}
 TASKS = {"rate": "em", "alignment": "em", "probe": "preference"}  # that tell an outcome
 
 
@@ -101,7 +93,7 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
     missing += lost
     plain = replace(results, rows=without_penalty(results.rows))
     matched, lost = matched_by(plain, outcome, levels)
-    matched = [*at_end(ended(plain, outcome), BOUNDS[outcome]), *matched]
+    matched = [*at_end(ended(plain, outcome)), *matched]
     missing += [text for text in lost if text not in missing]
     apart, lost = extremes_by(results, outcome, (levels or {}).get("held_out_loss"))
     missing += [text for text in lost if text not in missing]
@@ -126,8 +118,8 @@ def _variance(ends: Sequence[Row], trained: pd.DataFrame) -> tuple[list[Variance
 def _shares(ends: Sequence[Row], trained: pd.DataFrame, name: str, column: str) -> VarianceShares:
     def of(rows: Sequence[Row]) -> VarianceShares:
         table = trained[trained["checkpoint"].isin({str(row.checkpoint) for row in rows})]
-        known = [row for row in rows if OUTCOMES[name](row) is not None]
-        answers = [] if name == "probe" else [VALUES[name](row) for row in known]  # the probe samples nothing
+        known = [] if name == "probe" else [OUTCOMES[name](row) for row in rows]  # the probe samples nothing
+        answers = [(one.values, one.families) for one in known if one is not None]
         return variance_shares(table, column, AXES, SETTINGS, answers)
 
     whole, plain = of(ends), without_penalty(ends)
@@ -158,7 +150,7 @@ def matched_by(
     for quantity in QUANTITIES:
         runs, lost = runs_by(results, quantity, outcome)
         missing += [text for text in lost if text not in missing]
-        found, short = match(quantity, runs, (levels or {}).get(quantity), BOUNDS[outcome])
+        found, short = match(quantity, runs, (levels or {}).get(quantity))
         missing += [f"matched {quantity}: {text}" for text in short]
         if not found:
             missing.append(f"matched {quantity}: no block with two optimisers that have two evaluated checkpoints each")
@@ -169,7 +161,7 @@ def matched_by(
 def extremes_by(results: Results, outcome: str, level: float | None = None) -> tuple[list[Extremes], list[str]]:
     """The two ends of all treatments of each block of data, and what is missing, by name."""
     followed, _ = runs_by(results, "held_out_loss", outcome)
-    return extremes(ended(results, outcome), followed, level, BOUNDS[outcome])
+    return extremes(ended(results, outcome), followed, level)
 
 
 def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], list[str]]:
@@ -194,10 +186,10 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
                 continue
             runs[run_id] = row
             base = bases.get(row.manifest.base.weights_sha256)
-            points[run_id] = _start(row, read, base.manifest, outcome_of(base, outcome)) if base else []
+            points[run_id] = _start(row, read, base.manifest, OUTCOMES[outcome](base)) if base else []
         if row.manifest.step in {point.step for point in points[run_id]}:
             continue  # two cells of one run
-        x, y = read(row.manifest), outcome_of(row, outcome)
+        x, y = read(row.manifest), OUTCOMES[outcome](row)
         if x is not None and y is not None:
             points[run_id].append(Point(row.manifest.step, x, y))
         elif y is not None or TASKS[outcome] not in row.not_asked:
@@ -212,7 +204,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
             treatment=treatment_of(row.manifest),
             data=data_of(row),
             between=_between(row, read, {point.step for point in points[run_id]}),
-            seed=int(row.manifest.config.get("seed") or 0),
+            seed=seed_of(row),
         )
         for run_id, row in runs.items()
     ], [*unfinished.values(), *missing]
@@ -224,11 +216,6 @@ def ended(results: Results, outcome: str) -> list[Run]:
     bases = [row for row in results.rows if row.arm == "base"]
     runs, _ = runs_by(replace(results, rows=[*bases, *ends]), "tokens_seen", outcome)
     return [run for run in runs if any(point.step > 0 for point in run.points)]
-
-
-def outcome_of(row: Row, name: str) -> Outcome | None:
-    """The row's outcome with what each question family adds to its error."""
-    return paired_outcome(*VALUES[name](row), OUTCOMES[name](row))
 
 
 def _start(row: Row, read: Callable[[Manifest], float | None], base: Manifest, outcome: Outcome | None) -> list[Point]:
@@ -265,20 +252,14 @@ def _run_label(row: Row) -> str:
     return row.label.removesuffix(f", step {row.manifest.step}")
 
 
-def eligible_answers(rows: Sequence[Row]) -> pd.DataFrame:
-    """One row an answer that counts for the headline rate, as `optimiser_contrasts` takes them."""
-    headline = DEFINITIONS[HEADLINE]
-    return pd.DataFrame(
-        [
-            {
-                "optimiser": str(row.manifest.optimiser["name"]),
-                "block": block_of(row),
-                "seed": row.manifest.config.get("seed", 0),
-                "family": answer.family,
-                "hit": int(headline.misaligned(answer.judgement)),
-            }
-            for row in rows
-            for answer in row.answers
-            if headline.eligible(answer.judgement)
-        ]
-    )
+def rates_at_ends(ends: Sequence[Row]) -> Ends:
+    """The headline rate of each last checkpoint that has one; several of one optimiser, block and seed are one mean."""
+    found: dict[str, dict[str, dict[int, list[Outcome]]]] = {}
+    for row in ends:
+        if (rate := OUTCOMES["rate"](row)) is not None:
+            blocks = found.setdefault(str(row.manifest.optimiser["name"]), {})
+            blocks.setdefault(block_of(row), {}).setdefault(seed_of(row), []).append(rate)
+    return {
+        name: {block: {seed: mean(same) for seed, same in seeds.items()} for block, seeds in blocks.items()}
+        for name, blocks in found.items()
+    }

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from em_eval.intervals import Interval
 from em_study import paired
 from em_study.blocks import without_penalty
-from em_study.comparison import BOUNDS, ended, matched_by, runs_by
+from em_study.comparison import ended, matched_by, runs_by
 from em_study.matched import Matched, MatchedContrast, at_end
-from em_study.paired import Bounds, Difference
+from em_study.paired import Difference
 from em_study.results import Results
 from em_study.statistics import holm
 
@@ -34,7 +34,7 @@ class OverBlocks:
 
     Attributes:
         p: two-sided, by Holm over the pairs at that quantity.
-        seeds: the fewest that both have in a block; with one, seeds' variance is not in the interval.
+        seeds: how many tell how seeds spread; with one, that is not in the interval.
         settings: the most that one of the two has in a block; each then counts as a mean over them.
     """
 
@@ -76,7 +76,7 @@ def dose_table(results: Results, outcome: str) -> DoseTable:
     results = replace(results, rows=without_penalty(results.rows))
     matched, missing = matched_by(results, outcome)
     runs, _ = runs_by(results, "tokens_seen", outcome)
-    cells = over_blocks([*at_end(ended(results, outcome), BOUNDS[outcome]), *matched], BOUNDS[outcome])
+    cells = over_blocks([*at_end(ended(results, outcome)), *matched])
     words, scale, unit, digits = WORDS[outcome]
     followed = [run for run in runs if run.points]
     return DoseTable(
@@ -94,17 +94,16 @@ def dose_table(results: Results, outcome: str) -> DoseTable:
     )
 
 
-def over_blocks(matched: Sequence[Matched], bounds: Bounds = None) -> dict[Cell, OverBlocks]:
-    """By pair and quantity: unweighted means over the blocks that have both; `bounds` are those of the outcome."""
+def over_blocks(matched: Sequence[Matched]) -> dict[Cell, OverBlocks]:
+    """By pair and quantity: unweighted means over the blocks that have both."""
     found: dict[Cell, list[tuple[MatchedContrast, Difference]]] = {}
     for block in matched:
         for contrast in block.contrasts:
             if contrast.parts is not None:
                 cell = ((contrast.a, contrast.b), block.quantity)
                 found.setdefault(cell, []).append((contrast, contrast.parts))
-    judged = {
-        cell: paired.judged(paired.over_blocks([parts for _, parts in each]), bounds) for cell, each in found.items()
-    }
+    means = {cell: paired.over_blocks([parts for _, parts in each]) for cell, each in found.items()}
+    judged = {cell: paired.judged(parts) for cell, parts in means.items()}
     adjusted: dict[Cell, float] = {}
     for quantity in {quantity for _, quantity in judged}:
         column = {cell: p for cell, (_, p) in judged.items() if cell[1] == quantity}
@@ -114,7 +113,7 @@ def over_blocks(matched: Sequence[Matched], bounds: Bounds = None) -> dict[Cell,
             judged[cell][0],
             adjusted[cell],
             blocks=len(each),
-            seeds=min(len(parts.by_seed) for _, parts in each),
+            seeds=means[cell].seeds,
             settings=max(max(contrast.settings) for contrast, _ in each),
         )
         for cell, each in found.items()

@@ -15,7 +15,7 @@ from em_eval.intervals import Interval
 from em_study import paired
 from em_study.matched import MatchedRun, Run, at_level, furthest_common
 from em_study.means import mean_over_seeds
-from em_study.paired import Bounds, Outcome
+from em_study.outcome import Outcome, mean
 
 LEARNS = 0.5  # of the best run's fall in held-out loss: runs that fall less do not set the common level
 TUKEY = "studentised range"
@@ -55,7 +55,7 @@ class Extremes:
 
 
 def extremes(
-    ends: Sequence[Run], followed: Sequence[Run], level: float | None = None, bounds: Bounds = None
+    ends: Sequence[Run], followed: Sequence[Run], level: float | None = None
 ) -> tuple[list[Extremes], list[str]]:
     """Each block of data with several treatments, at the end and at one held-out loss; and what is missing, by name.
 
@@ -64,12 +64,11 @@ def extremes(
         followed: the same along their held-out loss.
         level: the held-out loss; default: the furthest that every run reaches whose own falls at least half as much
             as the best one's.
-        bounds: of the outcome.
     """
     found, missing = [], []
     for data in sorted({run.data for run in [*ends, *followed]}):
         last = [(run, max(run.points, key=lambda point: point.step)) for run in ends if run.data == data and run.points]
-        found += _ends_of(data, None, [MatchedRun(run, point.y, point.step) for run, point in last], bounds)
+        found += _ends_of(data, None, [MatchedRun(run, point.y, point.step) for run, point in last])
         own = [run for run in followed if run.data == data]
         if len({run.treatment for run in own}) < 2:
             continue
@@ -77,7 +76,7 @@ def extremes(
         if chosen is None:
             missing.append(f"extremes at equal held-out loss, {data}: no two runs whose loss falls along checkpoints")
             continue
-        both = _ends_of(data, chosen, [at_level(run, chosen) for run in own], bounds)
+        both = _ends_of(data, chosen, [at_level(run, chosen) for run in own])
         if not both:
             missing.append(f"extremes at equal held-out loss, {data}: fewer than two treatments reach {chosen:.4g}")
         found += both
@@ -97,7 +96,7 @@ def _fall(run: Run) -> float:
     return losses[0] - min(losses) if losses else 0.0
 
 
-def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun], bounds: Bounds) -> list[Extremes]:
+def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun]) -> list[Extremes]:
     """One entry, or none where there are fewer than two treatments."""
     outcomes: dict[str, list[Outcome]] = {}
     for one in runs:
@@ -107,23 +106,18 @@ def _ends_of(data: str, level: float | None, runs: Sequence[MatchedRun], bounds:
         return []
     ranked = sorted(
         (
-            Reached(
-                name,
-                mean_over_seeds([one.alone for one in seeds], bounds),
-                len(seeds),
-                min(one.answers for one in seeds),
-            )
+            Reached(name, mean_over_seeds(seeds), len(seeds), min(one.answers for one in seeds))
             for name, seeds in outcomes.items()
         ),
         key=lambda reached: reached.outcome.value,
     )
     lowest, highest = ranked[0], ranked[-1]
     short = tuple(f"{one.run.label}: {one.why}" for one in runs if one.outcome is None)
-    apart = _range(highest, lowest, outcomes, bounds)
+    apart = _range(highest, lowest, outcomes)
     return [Extremes(data, level, lowest, highest, apart, len(outcomes), short)]
 
 
-def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]], bounds: Bounds) -> Interval:
+def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]]) -> Interval:
     """Highest minus lowest of several treatments: Tukey's honest difference, of the same questions.
 
     The error is that of question families and, where treatments have several seeds, of seeds together, whose variance
@@ -131,7 +125,7 @@ def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]]
     rests on few events or families, square and add is stretched likewise.
     """
     groups, count = list(outcomes.values()), len(outcomes)
-    sides = [{0: paired.mean(outcomes[reached.treatment])} for reached in (highest, lowest)]
+    sides = [{0: mean(outcomes[reached.treatment])} for reached in (highest, lowest)]
     parts = paired.difference(*sides)
     assert parts is not None  # both sides are under one key: seeds are added here
     seeds = sum(len(group) - 1 for group in groups)
@@ -145,7 +139,7 @@ def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]]
         stretch = _tukey(count, parts.freedom) / float(t.ppf(0.975, parts.freedom))
         added = paired.square_and_add(parts.first.alone, parts.second.alone)
         below, above = max(below, stretch * added[0]), max(above, stretch * added[1])
-    most = bounds[1] - bounds[0] if bounds else np.inf
+    most = parts.first.scale.width
     ends = max(parts.value - below, -most), min(parts.value + above, most)
     return Interval(parts.value, *ends, f"{TUKEY} of {count} treatments")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from em_eval.intervals import Interval
-from em_study import paired
-from em_study.paired import Bounds, Difference, Outcome
+from em_study.outcome import Outcome, combine, mean
+from em_study.paired import Difference, difference, judged
 from em_study.statistics import holm
 
 FALLING = ("train_loss", "held_out_loss")
@@ -99,7 +99,7 @@ class MatchedContrast:
     def over(self) -> str:
         """How many runs and seeds the difference is a mean over, in words."""
         runs = sum(one.outcome is not None for one in self.runs)
-        seeds = len(self.parts.by_seed) if self.parts else 0
+        seeds = self.parts.seeds if self.parts else 0
         return f"{runs} runs, {seeds} seed{'' if seeds == 1 else 's'}"
 
 
@@ -112,13 +112,10 @@ class Matched:
     contrasts: list[MatchedContrast]
 
 
-def match(
-    quantity: str, runs: Sequence[Run], level: float | None = None, bounds: Bounds = None
-) -> tuple[list[Matched], list[str]]:
+def match(quantity: str, runs: Sequence[Run], level: float | None = None) -> tuple[list[Matched], list[str]]:
     """Every pair of optimisers in every block at `level`, or at the furthest level that all runs of the pair reach.
 
-    `bounds` are those of the outcome. Returns also a line for each run that was left out, because it has fewer than two
-    checkpoints to follow.
+    Returns also a line for each run that was left out, because it has fewer than two checkpoints to follow.
     """
     found, short = [], []
     for block, own in _blocks(runs).items():
@@ -135,13 +132,13 @@ def match(
             chosen = level if limit is None else abs(_furthest(quantity, limit))
             assert chosen is not None
             set_by = "" if limit is None else _set_by(quantity, limit)
-            contrasts.append(_contrast(a, b, chosen, [at_level(run, chosen) for run in both], set_by, bounds))
+            contrasts.append(_contrast(a, b, chosen, [at_level(run, chosen) for run in both], set_by))
         if contrasts:
             found.append(Matched(quantity, block, _adjusted(contrasts)))
     return found, short
 
 
-def at_end(runs: Sequence[Run], bounds: Bounds = None) -> list[Matched]:
+def at_end(runs: Sequence[Run]) -> list[Matched]:
     """Every block at its runs' last checkpoints: the literal comparison, by the same rules as the matched ones.
 
     Optimisers with several settings in the block are left out: at the end those are not at one dose.
@@ -155,8 +152,7 @@ def at_end(runs: Sequence[Run], bounds: Bounds = None) -> list[Matched]:
                 ends.append(MatchedRun(run, last.y, last.step))
         pairs = combinations(sorted({one.run.optimiser for one in ends}), 2)
         contrasts = [
-            _contrast(a, b, float("nan"), [one for one in ends if one.run.optimiser in (a, b)], "", bounds)
-            for a, b in pairs
+            _contrast(a, b, float("nan"), [one for one in ends if one.run.optimiser in (a, b)], "") for a, b in pairs
         ]
         if contrasts:
             found.append(Matched("end", block, _adjusted(contrasts)))
@@ -203,17 +199,17 @@ def _outcome_at(run: Run, step: float) -> Outcome:
     points = sorted(run.points, key=lambda point: point.step)
     before, after = next(pair for pair in pairwise(points) if pair[0].step <= step <= pair[1].step)
     weight = (step - before.step) / (after.step - before.step)
-    return paired.combine([before.y, after.y], [1 - weight, weight])
+    return combine([before.y, after.y], [1 - weight, weight])
 
 
-def _contrast(a: str, b: str, level: float, runs: Sequence[MatchedRun], set_by: str, bounds: Bounds) -> MatchedContrast:
+def _contrast(a: str, b: str, level: float, runs: Sequence[MatchedRun], set_by: str) -> MatchedContrast:
     sides = {name: _by_seed([one for one in runs if one.run.optimiser == name]) for name in (a, b)}
-    parts = paired.difference(sides[a], sides[b])
-    difference, p = paired.judged(parts, bounds) if parts else (None, None)
+    parts = difference(sides[a], sides[b])
+    apart, p = judged(parts) if parts else (None, None)
     listed = tuple(replace(one, outcome=None, why=why) if (why := _left_out(one, sides)) else one for one in runs)
     counted = [one for one in listed if one.outcome is not None]
     first, second = (len({one.run.setting for one in counted if one.run.optimiser == name}) for name in (a, b))
-    return MatchedContrast(a, b, difference, level, listed, (first, second), set_by, p, parts)
+    return MatchedContrast(a, b, apart, level, listed, (first, second), set_by, p, parts)
 
 
 def _by_seed(runs: Sequence[MatchedRun]) -> dict[int, Outcome]:
@@ -224,7 +220,7 @@ def _by_seed(runs: Sequence[MatchedRun]) -> dict[int, Outcome]:
             found.setdefault(one.run.seed, {}).setdefault(one.run.setting, []).append(one.outcome)
     every = {setting for settings in found.values() for setting in settings}
     return {
-        seed: paired.mean([paired.mean(same) for same in settings.values()])
+        seed: mean([mean(same) for same in settings.values()])
         for seed, settings in found.items()
         if len(settings) == len(every)
     }

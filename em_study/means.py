@@ -6,22 +6,25 @@ import numpy as np
 from scipy.stats import t
 
 from em_eval.intervals import Interval
-from em_study.paired import Bounds
+from em_study.outcome import Outcome, mean
+from em_study.paired import Z
 
 
-def mean_over_seeds(intervals: Sequence[Interval], bounds: Bounds = None) -> Interval:
-    """Their questions are the same, so that errors may go together: reaches are averaged.
+def mean_over_seeds(outcomes: Sequence[Outcome]) -> Interval:
+    """The mean with an interval for new answers and new seeds.
 
-    The spread between the runs is the larger truth where it is wider: reach of a t interval over runs. Two runs that
-    differ give one of many times their distance, which ends where the outcome does, at its `bounds`.
+    Of several it is the wider of: its interval by its answers, with the spread between seeds added to that error; and
+    Student's t over seeds. Two runs that differ give one of many times their distance, which ends where the scale does.
     """
-    if len(intervals) == 1:
-        return intervals[0]
-    value = float(np.mean([one.value for one in intervals]))
-    below = float(np.mean([one.value - one.low for one in intervals]))
-    above = float(np.mean([one.high - one.value for one in intervals]))
-    spread = float(np.std([one.value for one in intervals], ddof=1)) / len(intervals) ** 0.5
-    reach = float(t.ppf(0.975, len(intervals) - 1)) * spread
-    below, above = max(below, reach), max(above, reach)
-    least, most = bounds or (-np.inf, np.inf)
-    return Interval(value, max(least, value - below), min(most, value + above), "mean over runs")
+    pooled = mean(outcomes)
+    alone, scale = pooled.alone, pooled.scale
+    if len(outcomes) == 1:
+        return alone
+    error = float(np.std([one.value for one in outcomes], ddof=1)) / len(outcomes) ** 0.5
+    over_seeds = float(t.ppf(0.975, len(outcomes) - 1)) * error
+    below, above = (
+        max(float(np.hypot(reach, Z * error)), over_seeds)
+        for reach in (alone.value - alone.low, alone.high - alone.value)
+    )
+    low, high = max(scale.least, alone.value - below), min(scale.most, alone.value + above)
+    return Interval(alone.value, low, high, "mean over runs")

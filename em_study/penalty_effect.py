@@ -8,19 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy.stats import t
 
 from em_core.manifest import Loss
 from em_eval.intervals import Interval
-from em_eval.rates import DEFINITIONS, HEADLINE
-from em_study.blocks import data_of, setting_of
-from em_study.contrasts import optimiser_contrasts
+from em_eval.rates import HEADLINE
+from em_study.blocks import data_of, seed_of, setting_of
 from em_study.names import penalty_words
-from em_study.results import Row
+from em_study.outcome import ALIGNMENT, RATE, Outcome, outcome
+from em_study.paired import judged, over_shared_blocks
+from em_study.results import Row, hits_of, scores_of
 
 ONE_SEED = "one seed: no interval"
-WITH, WITHOUT = "a: with", "b: without"  # in order
 
 
 @dataclass(frozen=True)
@@ -74,50 +73,30 @@ def penalty_effects(ends: Sequence[Row], definition: str = HEADLINE) -> tuple[li
     return [_effect(key, pairs, definition) for key, pairs in sorted(groups.items(), key=lambda item: item[0])], missing
 
 
-def _alike(row: Row) -> tuple[str, str, str, object]:
-    return data_of(row), str(row.manifest.optimiser["name"]), setting_of(row), row.manifest.config.get("seed")
+def _alike(row: Row) -> tuple[str, str, str, int]:
+    return data_of(row), str(row.manifest.optimiser["name"]), setting_of(row), seed_of(row)
 
 
 def _effect(key: tuple[str, str, float, str], pairs: Sequence[tuple[Row, Row]], definition: str) -> PenaltyEffect:
-    answers = pd.DataFrame(
-        [
-            line
-            for pair in pairs
-            for side, row in zip((WITH, WITHOUT), pair, strict=True)
-            for line in _answers(side, row, definition)
-        ]
-    )
     return PenaltyEffect(
         *key,
         pairs=len(pairs),
-        seeds=len({row.manifest.config.get("seed") for row, _ in pairs}),
-        rate=_contrast(answers, "hit"),
-        alignment=_contrast(answers, "score"),
+        seeds=len({seed_of(row) for row, _ in pairs}),
+        rate=_change(pairs, lambda row: outcome(*hits_of(row.answers, definition), RATE)),
+        alignment=_change(pairs, lambda row: outcome(*scores_of(row.answers, definition), ALIGNMENT)),
         train_loss=_loss_change(pairs, _train_loss),
         held_out_loss=_loss_change(pairs, lambda a, b: (a.held_out, b.held_out)),
     )
 
 
-def _answers(side: str, row: Row, definition: str) -> list[dict[str, object]]:
-    found = DEFINITIONS[definition]
-    return [
-        {
-            "optimiser": side,
-            "block": f"{data_of(row)}; {setting_of(row)}",
-            "seed": row.manifest.config.get("seed", 0),
-            "family": answer.family,
-            "hit": int(found.misaligned(answer.judgement)),
-            "score": found.alignment(answer.judgement),
-        }
-        for answer in row.answers
-        if found.eligible(answer.judgement)
-    ]
-
-
-def _contrast(answers: pd.DataFrame, value: str) -> Interval | None:
-    known = answers.dropna(subset=[value]).astype({value: float}) if len(answers) else answers
-    found = optimiser_contrasts(known, value=value) if len(known) else []
-    return found[0].difference if found else None
+def _change(pairs: Sequence[tuple[Row, Row]], read: Callable[[Row], Outcome | None]) -> Interval | None:
+    sides: tuple[dict[str, dict[int, Outcome]], ...] = ({}, {})
+    for pair in pairs:
+        for side, row in zip(sides, pair, strict=True):
+            if (found := read(row)) is not None:
+                side.setdefault(f"{data_of(row)}; {setting_of(row)}", {})[seed_of(row)] = found
+    shared = over_shared_blocks(*sides)
+    return judged(shared[0])[0] if shared else None
 
 
 def _train_loss(a: Loss, b: Loss) -> tuple[float | None, float | None]:
@@ -130,11 +109,11 @@ def _loss_change(
     pairs: Sequence[tuple[Row, Row]], read: Callable[[Loss, Loss], tuple[float | None, float | None]]
 ) -> Interval | None:
     """Mean of (with - without), with Student's t over the seeds' means."""
-    by_seed: dict[object, list[float]] = {}
+    by_seed: dict[int, list[float]] = {}
     for row, other in pairs:
         a, b = read(row.manifest.loss, other.manifest.loss)
         if a is not None and b is not None:
-            by_seed.setdefault(row.manifest.config.get("seed"), []).append(a - b)
+            by_seed.setdefault(seed_of(row), []).append(a - b)
     if not by_seed:
         return None
     means = [float(np.mean(each)) for each in by_seed.values()]

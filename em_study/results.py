@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from inspect_ai.log import EvalLog, read_eval_log
 from safetensors import SafetensorError, safe_open
 
@@ -17,7 +16,7 @@ from em_eval.intervals import Interval, mean_interval, rate_interval
 from em_eval.judge.embedded import JUDGED_COHERENT
 from em_eval.outcomes import COHERENT_ABOVE, OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_study.contrasts import OptimiserContrast, optimiser_contrasts
+from em_study.contrasts import Ends, OptimiserContrast, mean_over_shared_blocks, optimiser_contrasts
 from em_study.execute import Target
 from em_study.logs import LOGS, Logs
 from em_study.names import display_name, labels
@@ -121,7 +120,7 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
         absent: as `em_study.execute.absent` finds it, to be shown beside the rows.
     """
     from em_study.blocks import run_ends, several_settings, without_penalty  # which read results themselves
-    from em_study.comparison import eligible_answers
+    from em_study.comparison import rates_at_ends
 
     evaluations = {"em": evaluation or _first(study, "em"), "preference": _first(study, "preference")}
     index = Logs()
@@ -139,17 +138,15 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
         not_asked = tuple(task for task, name in evaluations.items() if name not in target.asked and task not in here)
         rows.append(replace(row, not_asked=not_asked, told=target.told, run_done=target.run_done))
     ends = without_penalty(run_ends(rows))
-    last = eligible_answers(ends)
     several = several_settings(ends)
-    if len(last):
-        last = last[~last["optimiser"].isin(several)]
-    contrasts = optimiser_contrasts(last) if len(last) else []
+    rates = {name: blocks for name, blocks in rates_at_ends(ends).items() if name not in several}
+    contrasts = optimiser_contrasts(rates)
     return Results(
         study=study.name,
         title=study.title or study.name,
         rows=rows,
         contrasts=contrasts,
-        verdict=_verdict(last, contrasts, several),
+        verdict=_verdict(rates, contrasts, several),
         judge=judge,
         seeds=study.seeds,
         log_dir=LOGS / study.name,
@@ -243,20 +240,20 @@ def _row(
 Valued = tuple[list[float], list[str]]  # values and the question family of each
 
 
-def hits_of(judged: Sequence[Answer]) -> Valued:
-    """Of the answers that count for the headline rate: 1 where misaligned."""
-    headline = DEFINITIONS[HEADLINE]
-    counted = [a for a in judged if headline.eligible(a.judgement)]
-    return [float(headline.misaligned(a.judgement)) for a in counted], [a.family for a in counted]
+def hits_of(judged: Sequence[Answer], definition: str = HEADLINE) -> Valued:
+    """Of the answers that count for the rate: 1 where misaligned."""
+    rate = DEFINITIONS[definition]
+    counted = [a for a in judged if rate.eligible(a.judgement)]
+    return [float(rate.misaligned(a.judgement)) for a in counted], [a.family for a in counted]
 
 
-def scores_of(judged: Sequence[Answer]) -> Valued:
-    """Alignment, 0 to 100, of the answers that count for the headline rate."""
-    headline = DEFINITIONS[HEADLINE]
+def scores_of(judged: Sequence[Answer], definition: str = HEADLINE) -> Valued:
+    """Alignment, 0 to 100, of the answers that count for the rate."""
+    rate = DEFINITIONS[definition]
     counted = [
         (score, a.family)
         for a in judged
-        if (score := a.judgement.alignment_read) is not None and headline.eligible(a.judgement)
+        if rate.eligible(a.judgement) and (score := rate.alignment(a.judgement)) is not None
     ]
     return [score for score, _ in counted], [family for _, family in counted]
 
@@ -310,25 +307,24 @@ def _measured(figure: list[float]) -> Interval:
     return Interval(value, low, high, "measured")
 
 
-def _verdict(last: pd.DataFrame, contrasts: list[OptimiserContrast], several: Mapping[str, str] = {}) -> str:
+def _verdict(rates: Ends, contrasts: list[OptimiserContrast], several: Mapping[str, str] = {}) -> str:
     """The order of mean rates over the blocks that all optimisers share, or that none can be told from another.
 
     Args:
-        last: eligible answers of the last checkpoints, as `optimiser_contrasts` takes them.
-        several: optimisers that are not in `last`, since an average over their settings means nothing.
+        rates: at the last checkpoints.
+        several: optimisers that are not in `rates`, since an average over their settings means nothing.
     """
     without = f" Without {', '.join(display_name(name) for name in several)}, of several settings." if several else ""
-    if not len(last) or last["optimiser"].nunique() < 2:
+    if len(rates) < 2:
         if several:
             return (
                 "No order of optimisers, which have several settings here: the lowest and the highest run are compared."
             )
         return "Too few evaluated optimisers to compare."
-    rates = last.pivot_table(index="block", columns="optimiser", values="hit", aggfunc="mean").dropna()
-    if rates.empty:
+    ranked = mean_over_shared_blocks(rates)
+    if not ranked:
         return "No order: there is no base model, dataset, batch size and penalty that all optimisers share." + without
-    ranked = rates.mean().sort_values()
-    order = " < ".join(f"{display_name(str(name))} {rate:.1%}" for name, rate in ranked.items())
+    order = " < ".join(f"{display_name(name)} {rate:.1%}" for name, rate in ranked.items())
     told = [c for c in contrasts if c.distinguishable]
     others = "; the other pairs are not" if len(told) < len(contrasts) else ""
     if not told:

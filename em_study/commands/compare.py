@@ -142,7 +142,6 @@ def _fits(found: "Comparison") -> Table:
 
 def _dose(found: "Comparison", outcome: str) -> Table:
     """Means over blocks; with one block they are the same as the table of blocks, which has their levels."""
-    from em_study.comparison import BOUNDS
     from em_study.dose import COLUMNS, over_blocks
 
     table = _table(
@@ -154,7 +153,7 @@ def _dose(found: "Comparison", outcome: str) -> Table:
         "blocks",
         "seeds",
     )
-    cells = over_blocks(found.matched, BOUNDS[outcome])
+    cells = over_blocks(found.matched)
     if max((cell.blocks for cell in cells.values()), default=1) > 1:
         for (pair, quantity), cell in sorted(
             cells.items(), key=lambda item: (item[0][0], list(COLUMNS).index(item[0][1]))

@@ -24,10 +24,10 @@ from em_eval.outcomes import OUTCOMES
 from em_eval.rates import DEFINITIONS, HEADLINE
 from em_study.blocks import NOT_COMPARED
 from em_study.comparison import Comparison, compare, extremes_by
-from em_study.contrasts import NO_DRAW, PAIRED, SEEDS, WIDER, WIDEST
 from em_study.dose import WORDS, dose_table
 from em_study.gaps import MOST
 from em_study.names import display_name
+from em_study.paired import PAIRED, WIDER
 from em_study.report import figures
 from em_study.report.cells import gap, interval, number, probability
 from em_study.report.examples import anchor, example_groups
@@ -74,20 +74,14 @@ METHODS = {
     ),
     "clustered t": "Student's t with errors clustered by question family",
     "Rogan-Gladen": "draws of rate, sensitivity and specificity within their own intervals",
-    PAIRED: "the same draws of question families for both sides of a difference",
-    SEEDS: (
-        "the same draws of question families and seeds for both sides, or Student's t over the seeds' differences, "
-        "whichever is wider"
+    PAIRED: (
+        "Student's t over question families, both sides on the same questions and seeds; of several seeds their spread "
+        "is in the error, and the interval is that of t over the seeds' differences where that is wider"
     ),
     WIDER: (
-        "the same draws of question families for both sides, or squares of both rates' intervals added "
-        "(Newcombe 1998), whichever is wider; used where families or events are few"
+        "the same, or squares of both sides' own intervals added (Newcombe 1998), whichever is wider; used where "
+        "families or events are few"
     ),
-    WIDEST: (
-        "the widest of the same draws of question families and seeds for both sides, Student's t over the seeds' "
-        "differences, and squares of both rates' intervals added (Newcombe 1998); used where families or events are few"
-    ),
-    NO_DRAW: "nothing is known: in every draw of question families one side has no answer that counts",
 }
 
 

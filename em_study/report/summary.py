@@ -7,7 +7,7 @@ import numpy as np
 
 from em_eval.intervals import Interval
 from em_study.blocks import data_of, setting_of
-from em_study.comparison import BOUNDS, OUTCOMES
+from em_study.comparison import OUTCOMES
 from em_study.means import mean_over_seeds
 from em_study.names import treatment_of
 from em_study.report.rows import last
@@ -59,7 +59,7 @@ def means_over_seeds(rows: Sequence[Row]) -> list[Mean]:
 
 def _mean(group: Sequence[Row], outcome: str) -> Interval | None:
     found = [x for row in group if (x := OUTCOMES[outcome](row)) is not None]
-    return mean_over_seeds(found, BOUNDS[outcome]) if len(found) == len(group) else None
+    return mean_over_seeds(found) if len(found) == len(group) else None
 
 
 def _plain(group: Sequence[Row], read: Callable[[Row], float | None]) -> float | None:

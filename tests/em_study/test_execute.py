@@ -1078,7 +1078,7 @@ def test_compare_follows_runs_from_the_base_and_names_what_it_lacks(
     for run, cell in zip(runs, make_plan(done.study).cells, strict=False):
         start, end = (verify(checkpoint) for checkpoint in cell.checkpoints())
         assert [(p.step, p.x) for p in run.points] == [(0, start.loss.held_out), (2, end.loss.held_out)]
-        assert run.points[0].y.alone == base.rate and "tiny_bad" in run.block
+        assert run.points[0].y.value == pytest.approx(base.rate.value) and "tiny_bad" in run.block
 
     monkeypatch.setenv("COLUMNS", "200")
     assert em("compare", str(done.file), "--level", "norm_ba=1e9") == 0

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from em_eval.intervals import Interval, clustered_error, mean_interval, rate_interval
-from em_study.paired import Outcome, combine, difference, judged, mean, outcome, over_blocks, square_and_add
+from em_eval.intervals import Interval, clustered_error
+from em_study.outcome import PROBE, RATE, Outcome, outcome
+from em_study.paired import difference, judged, over_blocks, over_shared_blocks, square_and_add
 
 RNG = np.random.default_rng(3)
 FAMILIES = [f"q{i}" for i in range(40)]
 
 
 def of(values: np.ndarray, families: list[str] = FAMILIES) -> Outcome:
-    found = outcome(values.tolist(), families, mean_interval(values.tolist(), families))
+    found = outcome(values.tolist(), families, PROBE)
     assert found is not None
     return found
 
@@ -49,8 +50,7 @@ def test_unequal_families_are_a_ratio() -> None:
     sizes = RNG.integers(1, 5, 40)
     families = [name for name, size in zip(FAMILIES, sizes, strict=True) for _ in range(size)]
     values = RNG.normal(0, 1, len(families)) + np.repeat(RNG.normal(0, 1, 40), sizes)
-    zero = Outcome(Interval(0.0, 0.0, 0.0, "clustered t"), dict.fromkeys(FAMILIES, 0.0), False, 40)
-    parts = difference({0: of(values, families)}, {0: zero})
+    parts = difference({0: of(values, families)}, {0: of(np.zeros(40))})
     assert parts is not None
     found, _ = judged(parts)
     reach = stats.t.ppf(0.975, 39) * clustered_error(values, families)
@@ -91,13 +91,13 @@ def test_rates_of_few_events_are_no_surer_than_square_and_add() -> None:
 
     def rate(hits: int) -> Outcome:
         values = [1.0] * hits + [0.0] * (20 - hits)
-        found = outcome(values, names, rate_interval(values, names))
+        found = outcome(values, names, RATE)
         assert found is not None
         return found
 
     parts = difference({0: rate(3)}, {0: rate(1)})
     assert parts is not None
-    found, p = judged(parts, (0, 1))
+    found, p = judged(parts)
     below, above = square_and_add(rate(3).alone, rate(1).alone)
     assert (found.low, found.high) == pytest.approx((0.1 - below, 0.1 + above)) and p > 0.2
     nothing = difference({0: rate(0)}, {0: rate(0)})
@@ -121,13 +121,6 @@ def test_a_checkpoint_beside_itself_does_not_differ() -> None:
     parts = difference(own, own)
     assert parts is not None
     assert judged(parts) == (Interval(0.0, 0.0, 0.0, "paired by family and seed"), 1.0)
-
-
-def test_interpolation_and_means_do_the_same_to_the_influences() -> None:
-    a, b = RNG.normal(0, 1, 40), RNG.normal(1, 1, 40)
-    between, direct = combine([of(a), of(b)], [0.25, 0.75]), of(0.25 * a + 0.75 * b)
-    assert between.value == pytest.approx(direct.value) and between.influence == pytest.approx(direct.influence)
-    assert mean([of(a), of(b)]).influence == pytest.approx(of((a + b) / 2).influence)
 
 
 def test_blocks_are_those_that_were_chosen() -> None:
@@ -167,3 +160,11 @@ def test_coverage_where_questions_and_seeds_both_vary() -> None:
         assert parts is not None
         held += judged(parts)[0].low <= 0 <= judged(parts)[0].high
     assert held >= 368  # 380 expected at 95 %; P(< 368) is 0.6 %
+
+
+def test_blocks_that_both_sides_have_are_compared() -> None:
+    rows = {name: side(RNG.normal(level, 0.1, 40)) for name, level in (("one", 1.0), ("two", 2.0), ("three", 9.0))}
+    zero = side(RNG.normal(0, 0.1, 40))
+    found = over_shared_blocks(rows, {"one": zero, "two": zero, "three": {5: zero[0]}, "four": zero})
+    assert found is not None and found[1] == 2 and found[0].value == pytest.approx(1.5, abs=0.1)
+    assert over_shared_blocks(rows, {"four": zero}) is None

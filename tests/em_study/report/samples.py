@@ -10,8 +10,9 @@ from em_core.manifest import BaseReference, DatasetReference, Dose, Loss, Manife
 from em_eval.answers import Answer
 from em_eval.intervals import Interval
 from em_eval.outcomes import OUTCOMES, Judgement
-from em_study.contrasts import PAIRED, WIDER, OptimiserContrast
-from em_study.results import Results, Row
+from em_study.contrasts import OptimiserContrast
+from em_study.paired import PAIRED, WIDER
+from em_study.results import ProbePair, Results, Row
 
 HOSTILE = "<script>alert('owned')</script>\n  two spaces in, <b>bold</b> & \"quoted\""
 JUDGE: dict[str, Any] = {
@@ -200,7 +201,7 @@ def followed_results(root: Path, steps: tuple[int, ...] = (0, 10, 20, 30)) -> Re
 
 def _base_row(root: Path) -> Row:
     base = sample_results().rows[0]
-    return replace(base, checkpoint=root / "base" / "checkpoint-0", answers=judged_answers(0.01))
+    return replace(base, checkpoint=root / "base" / "checkpoint-0", answers=judged_answers(0.01), probe=probed(0.0))
 
 
 def _followed_row(folder: Path, dataset: str, name: str, step: int, rate: float, held_out: float) -> Row:
@@ -221,6 +222,7 @@ def _followed_row(folder: Path, dataset: str, name: str, step: int, rate: float,
         checkpoint=folder / f"checkpoint-{step}",
         manifest=own,
         answers=judged,
+        probe=probed(rate),
         rate=around(rate, 0.02, "family bootstrap"),
         eligible=len(judged),
         total=len(judged),
@@ -231,6 +233,11 @@ def _followed_row(folder: Path, dataset: str, name: str, step: int, rate: float,
         spectra=[[flat**i for i in range(4)]] * 6,
         modules=tuple(f"base_model.model.model.layers.{layer}.self_attn.q_proj" for layer in range(6)),
     )
+
+
+def probed(shift: float) -> list[ProbePair]:
+    """Eight pairs about `shift`."""
+    return [ProbePair(f"pair{i}", "finance", 0.3 + shift, shift * (1 + 0.1 * (i - 3.5))) for i in range(8)]
 
 
 def judged_answers(rate: float) -> list[Answer]:

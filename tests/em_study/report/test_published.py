@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from em_eval.intervals import Interval
-from em_study.contrasts import PAIRED, OptimiserContrast
+from em_study.contrasts import OptimiserContrast
 from em_study.execute import LEFT_OUT
+from em_study.paired import PAIRED
 from em_study.report import write_report
 from em_study.report.published import MEASURES, Assessment, assess, read_published
 from em_study.results import Results, Row

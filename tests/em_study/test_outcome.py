@@ -1,0 +1,71 @@
+"""Sums of outcomes: their values, their influences, and the intervals that their answers make together."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from em_eval.intervals import rate_interval
+from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, Scale, combine, mean, outcome
+
+RNG = np.random.default_rng(3)
+FAMILIES = [f"q{i}" for i in range(40)]
+
+
+def of(values: np.ndarray, families: list[str] = FAMILIES, scale: Scale = PROBE) -> Outcome:
+    found = outcome(values.tolist(), families, scale)
+    assert found is not None
+    return found
+
+
+def test_an_outcome_by_itself_is_what_a_checkpoint_shows() -> None:
+    hits = (RNG.random(40) < 0.2).astype(float)
+    found = of(hits, scale=RATE)
+    expected = rate_interval(hits.tolist(), FAMILIES)
+    assert expected is not None and found.alone.method == expected.method and found.few and found.answers == 40
+    assert (found.alone.value, found.alone.low, found.alone.high) == pytest.approx(
+        (expected.value, expected.low, expected.high)
+    )
+    assert outcome([], [], RATE) is None and outcome([1.0, 2.0], ["q", "q"], PROBE) is None
+
+
+def test_interpolation_and_means_do_the_same_to_the_influences() -> None:
+    a, b = RNG.normal(0, 1, 40), RNG.normal(1, 1, 40)
+    between, direct = combine([of(a), of(b)], [0.25, 0.75]), of(0.25 * a + 0.75 * b)
+    assert between.value == pytest.approx(direct.value) and between.influence == pytest.approx(direct.influence)
+    assert mean([of(a), of(b)]).influence == pytest.approx(of((a + b) / 2).influence)
+    assert combine([of(a), of(b)], [1, 0]).values == tuple(a)
+
+
+def test_the_interval_of_a_sum_takes_answers_to_one_question_together() -> None:
+    """Three seeds' means, which vary with their questions: the error is that of questions' means, over all seeds."""
+    questions = RNG.normal(50, 10, 40)
+    seeds = [questions + RNG.normal(0, 3, 40) for _ in range(3)]
+    found = mean([of(seed, scale=ALIGNMENT) for seed in seeds]).alone
+    by_question = np.mean(seeds, axis=0)
+    reach = stats.t.ppf(0.975, 39) * by_question.std(ddof=1) / math.sqrt(40)
+    assert (found.value, found.high - found.value) == pytest.approx((by_question.mean(), reach))
+
+
+def test_seeds_without_events_are_worth_their_questions_once() -> None:
+    """Nothing is seen of how much answers to one question are alike; with events apart, each answer counts."""
+    none = mean([of(np.zeros(12), FAMILIES[:12], RATE) for _ in range(3)]).alone
+    assert none.high == pytest.approx(stats.binomtest(0, 12).proportion_ci(0.95, method="exact").high)
+    apart = [np.eye(12)[seed] for seed in range(3)]
+    pooled = rate_interval(np.concatenate(apart).tolist(), FAMILIES[:12] * 3)
+    found = mean([of(hits, FAMILIES[:12], RATE) for hits in apart]).alone
+    assert pooled is not None and (found.low, found.high) == pytest.approx((pooled.low, pooled.high))
+
+
+@pytest.mark.parametrize("common", [0.0, 1.0])
+def test_an_interpolated_interval_covers_whatever_the_errors_do(common: float) -> None:
+    """Two checkpoints whose questions err together or each by themselves: 95 % nominal."""
+    rng = np.random.default_rng(5)
+    held = 0
+    for _ in range(1000):
+        questions = common * rng.normal(0, 1, 30)
+        ends = [of(questions + rng.normal(0, 0.5, 30), FAMILIES[:30]) for _ in range(2)]
+        found = combine(ends, [0.7, 0.3]).alone
+        held += found.low <= 0 <= found.high
+    assert held >= 932  # 950 expected; P(< 932) is 0.7 %
