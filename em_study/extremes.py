@@ -137,7 +137,7 @@ def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]]
     below = above = max(reach, _tukey(count, seeds) * of_seeds) if seeds else reach
     if parts.few and parts.freedom > 0:
         stretch = _tukey(count, parts.freedom) / float(t.ppf(0.975, parts.freedom))
-        added = paired.square_and_add(parts.first.alone, parts.second.alone)
+        added = paired.square_and_add(parts.first.alone, parts.second.alone, paired.correlation(parts))
         below, above = max(below, stretch * added[0]), max(above, stretch * added[1])
     most = parts.first.scale.width
     ends = max(parts.value - below, -most), min(parts.value + above, most)

@@ -101,7 +101,10 @@ def judged(found: Difference) -> tuple[Interval, float]:
     - Student's t over families: the error is that of families (clustered, with the finite-cluster factor) and, with
       several seeds, of seeds together, since both are drawn;
     - with several seeds, Student's t over their differences: two or three say little about how seeds spread;
-    - where a side rests on few events or families, Newcombe's (1998) square and add of the sides by themselves.
+    - where a side rests on few events or families, Newcombe's (1998) square and add of the sides' own intervals, less
+      what they have in common.
+
+    Simulated coverage: `docs/results/difference_coverage.md`.
 
     It ends where a difference of two outcomes on their scale does.
     """
@@ -109,16 +112,40 @@ def judged(found: Difference) -> tuple[Interval, float]:
     if found.seed_freedom:
         candidates.append(_student(found.value, found.seed_error, found.seed_freedom))
     if found.few:
-        candidates.append(_newcombe(found.value, found.first.alone, found.second.alone))
+        candidates.append(_newcombe(found))
     below, above, p = (max(part) for part in zip(*candidates, strict=True))
     most = found.first.scale.width
     method = WIDER if found.few else PAIRED
     return Interval(found.value, max(found.value - below, -most), min(found.value + above, most), method), p
 
 
-def square_and_add(a: Interval, b: Interval) -> tuple[float, float]:
-    """How far a - b reaches down and up (Newcombe 1998, method 10); what both have in common can only narrow it."""
-    return float(np.hypot(a.value - a.low, b.high - b.value)), float(np.hypot(a.high - a.value, b.value - b.low))
+def square_and_add(a: Interval, b: Interval, correlation: float = 0.0) -> tuple[float, float]:
+    """How far a - b reaches down and up (Newcombe 1998, method 10), where errors of a and b correlate so much."""
+    return (
+        _third_side(a.value - a.low, b.high - b.value, correlation),
+        _third_side(a.high - a.value, b.value - b.low, correlation),
+    )
+
+
+def correlation(found: Difference) -> float:
+    """Of the errors of both sides, by how they go together over question families.
+
+    As in Newcombe's paper a positive one is corrected for continuity, with families for pairs: by half a family that
+    bears all its answers on both sides. Two sides whose few events happen to be of one question are not sure to be
+    equal.
+    """
+    a, b = found.first.influence, found.second.influence
+    lengths = float(np.linalg.norm(list(a.values())) * np.linalg.norm(list(b.values())))
+    if not lengths:
+        return 0.0
+    product = sum(pull * b.get(family, 0.0) for family, pull in a.items())
+    if product > 0:
+        product = max(product - 0.5 * (found.first.scale.width / len(found.influence)) ** 2, 0.0)
+    return product / lengths
+
+
+def _third_side(a: float, b: float, correlation: float) -> float:
+    return float(np.sqrt(max(a**2 + b**2 - 2 * correlation * a * b, 0.0)))
 
 
 def _student(value: float, error: float, freedom: int) -> tuple[float, float, float]:
@@ -131,9 +158,10 @@ def _student(value: float, error: float, freedom: int) -> tuple[float, float, fl
     return reach, reach, float(2 * t.sf(abs(value) / error, freedom))
 
 
-def _newcombe(value: float, a: Interval, b: Interval) -> tuple[float, float, float]:
-    below, above = square_and_add(a, b)
-    return below, above, float(2 * norm.sf(abs(value) * Z / max(below if value > 0 else above, 1e-12)))
+def _newcombe(found: Difference) -> tuple[float, float, float]:
+    """(reach down, reach up, p)."""
+    below, above = square_and_add(found.first.alone, found.second.alone, correlation(found))
+    return below, above, float(2 * norm.sf(abs(found.value) * Z / max(below if found.value > 0 else above, 1e-12)))
 
 
 def family_error(found: Difference) -> float:

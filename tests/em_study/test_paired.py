@@ -8,7 +8,7 @@ from scipy import stats
 
 from em_eval.intervals import Interval, clustered_error
 from em_study.outcome import PROBE, RATE, Outcome, outcome
-from em_study.paired import difference, judged, over_blocks, over_shared_blocks, square_and_add
+from em_study.paired import correlation, difference, judged, over_blocks, over_shared_blocks, square_and_add
 
 RNG = np.random.default_rng(3)
 FAMILIES = [f"q{i}" for i in range(40)]
@@ -85,22 +85,39 @@ def test_only_seeds_that_both_have_count() -> None:
     assert difference({0: a[0]}, b) is None
 
 
-def test_rates_of_few_events_are_no_surer_than_square_and_add() -> None:
-    """3 of 20 against 1 of 20, the same questions: a paired t test alone would trust twenty zeros and ones."""
-    names = FAMILIES[:20]
+def rate(hits: set[int], each: int = 1) -> Outcome:
+    """Of `each` answer to twenty questions, those to `hits` misaligned."""
+    names = [f"q{i // each}" for i in range(20 * each)]
+    found = outcome([float(i // each in hits) for i in range(20 * each)], names, RATE)
+    assert found is not None
+    return found
 
-    def rate(hits: int) -> Outcome:
-        values = [1.0] * hits + [0.0] * (20 - hits)
-        found = outcome(values, names, RATE)
-        assert found is not None
-        return found
 
-    parts = difference({0: rate(3)}, {0: rate(1)})
+@pytest.mark.parametrize("second", [{0}, {0, 1, 2, 3, 4}, {7}])
+def test_rates_of_few_events_are_no_surer_than_square_and_add(second: set[int]) -> None:
+    """3 of 20 against others of the same questions: a paired t test alone would trust twenty zeros and ones. By
+    Newcombe's (1998) formula for paired proportions, with his correction of a positive phi."""
+    parts = difference({0: rate({0, 1, 2})}, {0: rate(second)})
+    assert parts is not None
+    both, one, other = len({0, 1, 2} & second), len({0, 1, 2} - second), len(second - {0, 1, 2})
+    neither = 20 - both - one - other
+    phi = both * neither - one * other
+    phi = (max(phi - 10, 0) if phi > 0 else phi) / math.sqrt(3 * 17 * len(second) * (20 - len(second)))
+    a, b = rate({0, 1, 2}).alone, rate(second).alone
+    (l1, u1), (l2, u2) = ((abs(x.value - x.low), x.high - x.value) for x in (a, b))
+    below, above = (math.sqrt(x**2 + y**2 - 2 * phi * x * y) for x, y in ((l1, u2), (u1, l2)))
+    found, p = judged(parts)
+    assert square_and_add(a, b, correlation(parts)) == pytest.approx((below, above))
+    assert found.low <= found.value - below + 1e-9 and found.high >= found.value + above - 1e-9 and p > 0.05
+
+
+def test_few_events_of_one_question_are_not_sure_to_be_alike() -> None:
+    """Four answers to each question; of both sides those to one are misaligned, and the same: not a difference of 0."""
+    parts = difference({0: rate({3}, 4)}, {0: rate({3}, 4)})
     assert parts is not None
     found, p = judged(parts)
-    below, above = square_and_add(rate(3).alone, rate(1).alone)
-    assert (found.low, found.high) == pytest.approx((0.1 - below, 0.1 + above)) and p > 0.2
-    nothing = difference({0: rate(0)}, {0: rate(0)})
+    assert found.high > 0.1 and found.low < -0.1 and p == 1
+    nothing = difference({0: rate(set())}, {0: rate(set())})
     assert nothing is not None and judged(nothing)[0].high > 0.1 and judged(nothing)[1] == 1
 
 
