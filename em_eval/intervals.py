@@ -61,7 +61,7 @@ def rate_interval(
     sums, sizes = totals(values, families, given)
     tail = (1 - level) / 2
     n = effective_n(values, families, given, correlation)
-    bearing = int(min((sums > 0).sum(), (sums < sizes).sum()))
+    bearing = min(_bearing(sums, given), _bearing(sizes - sums, given))
     if bearing >= FEW_FAMILIES and n * min(share, 1 - share) >= SOUND_EVENTS:
         low, high = _bootstrap(sums, sizes, tail)
         if high > low:
@@ -165,6 +165,13 @@ def totals(
 
 def _few(values: FloatArray) -> bool:
     return bool(min(values.sum(), len(values) - values.sum()) < FEW_EVENTS)
+
+
+def _bearing(sums: FloatArray, weights: FloatArray) -> float:
+    """How many families bear events, whose weights in each are `sums`: one with less than an average answer's weight,
+    such as that of a checkpoint next to none of whose answers count, bears a part."""
+    answer = (weights**2).sum() / weights.sum()
+    return float(np.minimum(np.round(sums / answer, 9), 1).sum())
 
 
 def _kish(weights: FloatArray) -> float:

@@ -58,6 +58,16 @@ def test_seeds_without_events_are_worth_their_questions_once() -> None:
     assert pooled is not None and (found.low, found.high) == pytest.approx((pooled.low, pooled.high))
 
 
+def test_an_interval_next_to_a_checkpoint_is_nearly_that_of_the_checkpoint() -> None:
+    """Answers of the other checkpoint that hardly count show no new families that bear events."""
+    names = FAMILIES[:12] * 4  # four answers a question
+    few, other = np.arange(48) % 12 < 2, np.arange(48) % 12 >= 2
+    few[12:24] = False
+    here, there = (of(hits.astype(float), names, RATE) for hits in (few, other))
+    near = combine([here, there], [0.9999, 0.0001]).alone
+    assert (near.low, near.high) == pytest.approx((here.alone.low, here.alone.high), abs=0.002)
+
+
 @pytest.mark.parametrize("common", [0.0, 1.0])
 def test_an_interpolated_interval_covers_whatever_the_errors_do(common: float) -> None:
     """Two checkpoints whose questions err together or each by themselves: 95 % nominal."""
