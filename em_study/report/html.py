@@ -79,8 +79,8 @@ METHODS = {
         "is in the error, and the interval is that of t over the seeds' differences where that is wider"
     ),
     WIDER: (
-        "the same, or squares of both sides' own intervals added (Newcombe 1998), whichever is wider; used where "
-        "families or events are few"
+        "the same, or squares of both sides' own intervals added, less what their questions have in common (Newcombe "
+        "1998), whichever is wider; used where families or events are few"
     ),
 }
 
