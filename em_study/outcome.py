@@ -49,7 +49,7 @@ class Outcome:
         values, families, weights: of each answer; weights add up to one.
         influence: what each question family adds to the error. A mean is a ratio of sums over families, and linear in
             these (linearisation: Cochran 1977, Sampling Techniques, section 6.3), which add up to zero.
-        answers: the fewest that stand behind one of its checkpoints.
+        fewest: question families of the checkpoint that has fewest; `answers`: of the one that has fewest answers.
     """
 
     scale: Scale
@@ -57,6 +57,7 @@ class Outcome:
     families: tuple[str, ...]
     weights: tuple[float, ...]
     influence: Mapping[str, float]
+    fewest: int
     answers: int
 
     @property
@@ -73,7 +74,7 @@ class Outcome:
     @property
     def few(self) -> bool:
         """Whether `alone` rests on few events or families, whose spread says too little."""
-        return self.alone.method not in LARGE or len(self.influence) < FEW_FAMILIES
+        return self.alone.method not in LARGE or self.fewest < FEW_FAMILIES
 
 
 def outcome(values: Sequence[float], families: Sequence[str], scale: Scale) -> Outcome | None:
@@ -85,7 +86,7 @@ def outcome(values: Sequence[float], families: Sequence[str], scale: Scale) -> O
     sums, sizes = totals(np.asarray(values, dtype=float), families, names=names)
     pulls = (sums - sizes * np.mean(values)) / count
     influence = dict(zip(names, pulls.tolist(), strict=True))
-    return Outcome(scale, tuple(values), tuple(families), (1 / count,) * count, influence, count)
+    return Outcome(scale, tuple(values), tuple(families), (1 / count,) * count, influence, len(names), count)
 
 
 def combine(outcomes: Sequence[Outcome], weights: Sequence[float]) -> Outcome:
@@ -97,7 +98,8 @@ def combine(outcomes: Sequence[Outcome], weights: Sequence[float]) -> Outcome:
         tuple(family for one, _ in used for family in one.families),
         tuple(weight * own for one, weight in used for own in one.weights),
         added([(one.influence, weight) for one, weight in used]),
-        min(one.answers for one in outcomes),
+        min(one.fewest for one, _ in used),
+        min(one.answers for one, _ in used),
     )
 
 

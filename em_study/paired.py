@@ -54,8 +54,8 @@ class Difference:
 
     @property
     def freedom(self) -> int:
-        """Of the families: those of the side that has fewer, less one."""
-        return min(len(side.influence) for side in (self.first, self.second)) - 1
+        """Of the families: those of the checkpoint that has fewest, less one."""
+        return min(self.first.fewest, self.second.fewest) - 1
 
 
 def difference(first: Seeds, second: Seeds) -> Difference | None:

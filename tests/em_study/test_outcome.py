@@ -79,3 +79,11 @@ def test_an_interpolated_interval_covers_whatever_the_errors_do(common: float) -
         found = combine(ends, [0.7, 0.3]).alone
         held += found.low <= 0 <= found.high
     assert held >= 932  # 950 expected; P(< 932) is 0.7 %
+
+
+def test_two_checkpoints_of_few_questions_are_not_many() -> None:
+    """Six questions each, of which none is the other's: twelve whose spread is known of half of them at a time."""
+    here, there = (of(RNG.normal(50, 10, 6), FAMILIES[start : start + 6], ALIGNMENT) for start in (0, 6))
+    between = mean([here, there])
+    assert len(between.influence) == 12 and between.fewest == 6 and between.few
+    assert combine([of(RNG.normal(50, 10, 40), scale=ALIGNMENT), here], [1, 0]).fewest == 40
