@@ -23,10 +23,12 @@ class Scale:
 
     Attributes:
         interval: of a mean, from values, their question families and weights; None where these do not suffice.
+        needs: how many families suffice.
         least, most: where it ends.
     """
 
     interval: Callable[[Sequence[float], Sequence[str], Sequence[float]], Interval | None]
+    needs: int
     least: float = -np.inf
     most: float = np.inf
 
@@ -36,9 +38,9 @@ class Scale:
         return self.most - self.least
 
 
-RATE = Scale(lambda values, families, weights: rate_interval(values, families, weights=weights), 0, 1)
-ALIGNMENT = Scale(lambda values, families, weights: mean_interval(values, families, (0, 100), weights), 0, 100)
-PROBE = Scale(lambda values, families, weights: mean_interval(values, families, None, weights))
+RATE = Scale(lambda values, families, weights: rate_interval(values, families, weights=weights), 1, 0, 1)
+ALIGNMENT = Scale(lambda values, families, weights: mean_interval(values, families, (0, 100), weights), 2, 0, 100)
+PROBE = Scale(lambda values, families, weights: mean_interval(values, families, None, weights), 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +81,9 @@ class Outcome:
 
 def outcome(values: Sequence[float], families: Sequence[str], scale: Scale) -> Outcome | None:
     """The mean of `values`, one an answer; None where its interval cannot be made."""
-    count = len(values)
-    if scale.interval(values, families, [1.0] * count) is None:
+    count, names = len(values), sorted(set(families))
+    if len(names) < scale.needs:
         return None
-    names = sorted(set(families))
     sums, sizes = totals(np.asarray(values, dtype=float), families, names=names)
     pulls = (sums - sizes * np.mean(values)) / count
     influence = dict(zip(names, pulls.tolist(), strict=True))

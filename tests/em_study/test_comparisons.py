@@ -428,7 +428,7 @@ def test_means_of_seeds_are_covered_where_questions_and_seeds_vary() -> None:
 
 def test_intervals_end_where_the_outcome_does() -> None:
     """Two seeds at 22 and 40 %: Student's t with one degree of freedom would reach from -82 to 144."""
-    share = Scale(PROBE.interval, 0, 1)
+    share = Scale(PROBE.interval, 2, 0, 1)
     two = mean_over_seeds([around(0.22, scale=share), around(0.40, scale=share)])
     assert (two.value, two.low, two.high) == (pytest.approx(0.31), 0, 1)
     seeds = [
