@@ -106,46 +106,49 @@ def effective_n(
 
 
 def mean_interval(
-    values: Sequence[float],
-    families: Sequence[str],
-    bounds: tuple[float, float] | None = None,
-    weights: Sequence[float] | None = None,
+    values: Sequence[float], families: Sequence[str], bounds: tuple[float, float] | None = None
 ) -> Interval | None:
     """Mean with a t interval from family-clustered errors, within the scale's `bounds`; None without values or with one
     family.
 
-    Where all G families agree, the errors say nothing. With the `bounds` of the scale, at most 1 - 0.025^(1/G) of
-    families (Clopper-Pearson without an event) may then lie elsewhere, at worst at either end of it. Without bounds, as
-    of log-likelihoods, the width is zero there; nothing of ours prints such a one.
-
-    Args:
-        weights: of each value; default: all equal.
+    Where all families agree, see `t_interval`.
     """
     array = np.asarray(values, dtype=float)
     count = len(set(families))
     if not len(array) or count < 2:
         return None
-    given = np.ones(len(array)) if weights is None else np.asarray(weights, dtype=float)
-    centre, error = float(np.average(array, weights=given)), clustered_error(array, families, given)
+    return t_interval(float(array.mean()), clustered_error(array, families), count, bounds)
+
+
+def t_interval(centre: float, error: float, families: float, bounds: tuple[float, float] | None = None) -> Interval:
+    """From the clustered error of a mean over so many families, within the scale's `bounds`.
+
+    Where all G families agree, the error says nothing. With the `bounds` of the scale, at most 1 - 0.025^(1/G) of
+    families (Clopper-Pearson without an event) may then lie elsewhere, at worst at either end of it. Without bounds, as
+    of log-likelihoods, the width is zero there; nothing of ours prints such a one.
+    """
     if bounds and error <= 1e-9 * (bounds[1] - bounds[0]):
-        elsewhere = -np.expm1(np.log(0.025) / count)
-        low, high = (centre + float(elsewhere) * (end - centre) for end in bounds)
+        low, high = (centre + elsewhere(families) * (end - centre) for end in bounds)
         return Interval(centre, low, high, "Clopper-Pearson, families elsewhere")
-    reach = float(t.ppf(0.975, count - 1)) * error
+    reach = float(t.ppf(0.975, families - 1)) * error
     least, most = bounds or (-np.inf, np.inf)
     return Interval(centre, max(least, centre - reach), min(most, centre + reach), CLUSTERED_T)
 
 
-def clustered_error(values: FloatArray, families: Sequence[str], weights: FloatArray | None = None) -> float:
-    """Standard error of the (weighted) mean, clustered by family, with the finite-cluster factor G / (G - 1) of its
-    square (Miller 2024, arXiv 2411.00640, app. A, and Inspect's `stderr`); NaN with one family, whose error nothing
-    shows."""
+def elsewhere(families: float) -> float:
+    """The share of families that may differ from so many which all agree (Clopper-Pearson, two-sided 95 %)."""
+    return -float(np.expm1(np.log(0.025) / families))
+
+
+def clustered_error(values: FloatArray, families: Sequence[str]) -> float:
+    """Standard error of the mean, clustered by family, with the finite-cluster factor G / (G - 1) of its square (Miller
+    2024, arXiv 2411.00640, app. A, and Inspect's `stderr`); NaN with one family, whose error nothing shows."""
     count = len(set(families))
     if count < 2:
         return float("nan")
-    sums, sizes = totals(values, families, weights)
-    residuals = sums - sums.sum() / sizes.sum() * sizes
-    return float(np.sqrt((residuals**2).sum() * count / (count - 1)) / sizes.sum())
+    sums, sizes = totals(values, families)
+    residuals = sums - values.mean() * sizes
+    return float(np.sqrt((residuals**2).sum() * count / (count - 1)) / len(values))
 
 
 def totals(

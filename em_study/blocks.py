@@ -16,12 +16,17 @@ SETTINGS = ("lr", "hyperparameters", "schedule", "training")  # columns of the t
 
 
 def run_ends(rows: Sequence[Row]) -> list[Row]:
-    """The last checkpoint of each run on narrow data; a run that is not done has no end yet."""
+    """The last checkpoint of each run on narrow data; a run that is not done has no end yet. Once, whatever the number
+    of cells that name it."""
     trained = [row for row in rows if row.arm not in NOT_COMPARED and trained_to_its_end(row)]
     last: dict[str, int] = {}
     for row in trained:
         last[row.manifest.run_id] = max(row.manifest.step, last.get(row.manifest.run_id, 0))
-    return [row for row in trained if row.manifest.step == last[row.manifest.run_id]]
+    ends: dict[str, Row] = {}
+    for row in trained:
+        if row.manifest.step == last[row.manifest.run_id]:
+            ends.setdefault(row.manifest.run_id, row)
+    return list(ends.values())
 
 
 def trained_to_its_end(row: Row) -> bool:

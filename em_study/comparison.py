@@ -14,6 +14,7 @@ import pandas as pd
 
 from em_core.errors import UserError
 from em_core.manifest import Loss, Manifest, manifest_or_none
+from em_eval.rates import HEADLINE
 from em_study.blocks import (
     NOT_COMPARED,
     SETTINGS,
@@ -30,7 +31,7 @@ from em_study.extremes import Extremes, extremes
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.matched import Matched, Point, Run, at_end, match
 from em_study.names import treatment_of
-from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, mean, outcome
+from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, outcome
 from em_study.penalty_effect import PenaltyEffect, penalty_effects
 from em_study.results import Results, Row, hits_of, scores_of, shifts_of
 from em_study.table import checkpoint_table
@@ -119,7 +120,7 @@ def _shares(ends: Sequence[Row], trained: pd.DataFrame, name: str, column: str) 
     def of(rows: Sequence[Row]) -> VarianceShares:
         table = trained[trained["checkpoint"].isin({str(row.checkpoint) for row in rows})]
         known = [] if name == "probe" else [OUTCOMES[name](row) for row in rows]  # the probe samples nothing
-        answers = [(one.values, one.families) for one in known if one is not None]
+        answers = [(own.values, own.families) for one in known if one is not None for own, _ in one.parts]
         return variance_shares(table, column, AXES, SETTINGS, answers)
 
     whole, plain = of(ends), without_penalty(ends)
@@ -192,8 +193,10 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
         x, y = read(row.manifest), OUTCOMES[outcome](row)
         if x is not None and y is not None:
             points[run_id].append(Point(row.manifest.step, x, y))
-        elif y is not None or TASKS[outcome] not in row.not_asked:
-            missing.append(f"{row.label}: no {quantity if x is None else outcome}")
+        elif x is None and (y is not None or TASKS[outcome] not in row.not_asked):
+            missing.append(f"{row.label}: no {quantity}")
+        elif TASKS[outcome] not in row.not_asked:
+            missing.append(f"{row.label}: no {outcome} of two questions or more")
     return [
         Run(
             label=_run_label(row),
@@ -252,14 +255,10 @@ def _run_label(row: Row) -> str:
     return row.label.removesuffix(f", step {row.manifest.step}")
 
 
-def rates_at_ends(ends: Sequence[Row]) -> Ends:
-    """The headline rate of each last checkpoint that has one; several of one optimiser, block and seed are one mean."""
-    found: dict[str, dict[str, dict[int, list[Outcome]]]] = {}
+def rates_at_ends(ends: Sequence[Row], definition: str = HEADLINE) -> Ends:
+    """By `definition` the rate of each last checkpoint that has one of two questions or more."""
+    found: dict[str, dict[str, dict[int, Outcome]]] = {}
     for row in ends:
-        if (rate := OUTCOMES["rate"](row)) is not None:
-            blocks = found.setdefault(str(row.manifest.optimiser["name"]), {})
-            blocks.setdefault(block_of(row), {}).setdefault(seed_of(row), []).append(rate)
-    return {
-        name: {block: {seed: mean(same) for seed, same in seeds.items()} for block, seeds in blocks.items()}
-        for name, blocks in found.items()
-    }
+        if (rate := outcome(*hits_of(row.answers, definition), RATE)) is not None:
+            found.setdefault(str(row.manifest.optimiser["name"]), {}).setdefault(block_of(row), {})[seed_of(row)] = rate
+    return found

@@ -131,11 +131,9 @@ def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]]
     seeds = sum(len(group) - 1 for group in groups)
     squares = sum(float(np.var([one.value for one in group])) * len(group) for group in groups)
     of_seeds = float(np.sqrt(squares / seeds * (1 / highest.runs + 1 / lowest.runs))) if seeds else 0.0
-    reach = float("inf")
-    if parts.freedom > 0:
-        reach = _tukey(count, parts.freedom) * float(np.hypot(paired.family_error(parts), of_seeds))
+    reach = _tukey(count, parts.freedom) * float(np.hypot(parts.family_error, of_seeds))
     below = above = max(reach, _tukey(count, seeds) * of_seeds) if seeds else reach
-    if parts.few and parts.freedom > 0:
+    if parts.few:
         stretch = _tukey(count, parts.freedom) / float(t.ppf(0.975, parts.freedom))
         added = paired.square_and_add(parts.first.alone, parts.second.alone, paired.correlation(parts))
         below, above = max(below, stretch * added[0]), max(above, stretch * added[1])
@@ -144,6 +142,6 @@ def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]]
     return Interval(parts.value, *ends, f"{TUKEY} of {count} treatments")
 
 
-def _tukey(count: int, freedom: int) -> float:
+def _tukey(count: int, freedom: float) -> float:
     """What a t quantile is for two, for the range of `count` treatments."""
     return float(studentized_range.ppf(0.95, count, freedom) / np.sqrt(2))

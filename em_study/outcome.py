@@ -1,93 +1,99 @@
-"""An outcome of a checkpoint (rate, mean alignment, probe), and weighted sums of outcomes.
+"""An outcome of a checkpoint (rate, mean alignment, probe), and weighted means of outcomes.
 
 Whatever is made of outcomes on the way to a comparison (interpolated between checkpoints, averaged over seeds, settings
-or blocks) is again a weighted mean of answers. Its interval is made of these answers by the rules of a single
-checkpoint's, with answers to one question together.
+or blocks) is again an outcome: what each question adds to its error is known, and its interval follows from that, or,
+of rates, from all the answers behind it by the rules of a single checkpoint's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from em_eval.intervals import BOOTSTRAP, CLUSTERED_T, Interval, mean_interval, rate_interval, totals
+from em_eval.intervals import BOOTSTRAP, CLUSTERED_T, Interval, rate_interval, t_interval, totals
 
 LARGE = (BOOTSTRAP, CLUSTERED_T)  # methods of intervals that rest on how families differ; others on few events
-FEW_FAMILIES = 10  # below, their spread is too uncertain to rest an interval on alone
+ENOUGH = 10  # families; the spread of fewer is too uncertain to rest an interval on alone
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What an outcome is measured on.
+    """What an outcome is measured on: where it ends, and whether its answers are 0 or 1."""
 
-    Attributes:
-        interval: of a mean, from values, their question families and weights; None where these do not suffice.
-        needs: how many families suffice.
-        least, most: where it ends.
-    """
-
-    interval: Callable[[Sequence[float], Sequence[str], Sequence[float]], Interval | None]
-    needs: int
     least: float = -np.inf
     most: float = np.inf
+    rate: bool = False
 
     @property
     def width(self) -> float:
         """How far two of its values can be apart."""
         return self.most - self.least
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return (self.least, self.most) if np.isfinite(self.width) else None
 
-RATE = Scale(lambda values, families, weights: rate_interval(values, families, weights=weights), 1, 0, 1)
-ALIGNMENT = Scale(lambda values, families, weights: mean_interval(values, families, (0, 100), weights), 2, 0, 100)
-PROBE = Scale(lambda values, families, weights: mean_interval(values, families, None, weights), 2)
+
+RATE, ALIGNMENT, PROBE = Scale(0, 1, rate=True), Scale(0, 100), Scale()
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one checkpoint's outcome is the mean of: a value an answer, and the question family of each."""
+
+    values: tuple[float, ...]
+    families: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A weighted mean of answers.
+    """A checkpoint's, or a weighted mean of several.
 
     Attributes:
-        values, families, weights: of each answer; weights add up to one.
         influence: what each question family adds to the error. A mean is a ratio of sums over families, and linear in
-            these (linearisation: Cochran 1977, Sampling Techniques, section 6.3), which add up to zero.
-        fewest: question families of the checkpoint that has fewest; `answers`: of the one that has fewest answers.
+            these (linearisation: Cochran 1977, Sampling Techniques, section 6.3). Their squares add up to that of the
+            error, with each checkpoint's finite-cluster factor.
+        families: how many a checkpoint has: the harmonic mean by weight.
+        answers: the fewest of a checkpoint.
+        parts: the answers behind it with their weights, which add up to one.
     """
 
     scale: Scale
-    values: tuple[float, ...]
-    families: tuple[str, ...]
-    weights: tuple[float, ...]
+    value: float
     influence: Mapping[str, float]
-    fewest: int
+    families: float
     answers: int
-
-    @property
-    def value(self) -> float:
-        return float(np.dot(self.values, self.weights))
+    parts: tuple[tuple[Answers, float], ...]
 
     @cached_property
     def alone(self) -> Interval:
         """With the interval that it has by itself."""
-        found = self.scale.interval(self.values, self.families, self.weights)
-        assert found is not None  # `outcome` makes none without, and sums have no fewer families
+        if not self.scale.rate:
+            return t_interval(self.value, length(self.influence), self.families, self.scale.bounds)
+        values = [value for answers, _ in self.parts for value in answers.values]
+        families = [family for answers, _ in self.parts for family in answers.families]
+        weights = [weight / len(answers.values) for answers, weight in self.parts for _ in answers.values]
+        found = rate_interval(values, families, weights=weights)
+        assert found is not None  # there are answers
         return found
 
     @property
     def few(self) -> bool:
         """Whether `alone` rests on few events or families, whose spread says too little."""
-        return self.alone.method not in LARGE or self.fewest < FEW_FAMILIES
+        return self.alone.method not in LARGE or self.families < ENOUGH
 
 
 def outcome(values: Sequence[float], families: Sequence[str], scale: Scale) -> Outcome | None:
-    """The mean of `values`, one an answer; None where its interval cannot be made."""
-    count, names = len(values), sorted(set(families))
-    if len(names) < scale.needs:
+    """The mean of `values`, one an answer; None with fewer than two families, whose error nothing shows."""
+    names, count = sorted(set(families)), len(values)
+    if len(names) < 2:
         return None
     sums, sizes = totals(np.asarray(values, dtype=float), families, names=names)
-    pulls = (sums - sizes * np.mean(values)) / count
+    mean = float(np.mean(values))
+    pulls = (sums - sizes * mean) / count * np.sqrt(len(names) / (len(names) - 1))
     influence = dict(zip(names, pulls.tolist(), strict=True))
-    return Outcome(scale, tuple(values), tuple(families), (1 / count,) * count, influence, len(names), count)
+    return Outcome(scale, mean, influence, len(names), count, ((Answers(tuple(values), tuple(families)), 1.0),))
 
 
 def combine(outcomes: Sequence[Outcome], weights: Sequence[float]) -> Outcome:
@@ -95,12 +101,11 @@ def combine(outcomes: Sequence[Outcome], weights: Sequence[float]) -> Outcome:
     used = [(one, weight) for one, weight in zip(outcomes, weights, strict=True) if weight]
     return Outcome(
         outcomes[0].scale,
-        tuple(value for one, _ in used for value in one.values),
-        tuple(family for one, _ in used for family in one.families),
-        tuple(weight * own for one, weight in used for own in one.weights),
+        sum(weight * one.value for one, weight in used),
         added([(one.influence, weight) for one, weight in used]),
-        min(one.fewest for one, _ in used),
+        1 / sum(weight / one.families for one, weight in used),
         min(one.answers for one, _ in used),
+        tuple((answers, weight * own) for one, weight in used for answers, own in one.parts),
     )
 
 
@@ -115,3 +120,8 @@ def added(influences: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, 
         for family, pull in influence.items():
             found[family] = found.get(family, 0.0) + weight * pull
     return found
+
+
+def length(influence: Mapping[str, float]) -> float:
+    """The standard error that influences make."""
+    return float(np.linalg.norm(list(influence.values())))

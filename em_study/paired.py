@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, t
 
-from em_eval.intervals import Interval
-from em_study.outcome import Outcome, added, mean
+from em_eval.intervals import Interval, elsewhere
+from em_study.outcome import Outcome, added, length, mean
 
 Z = float(norm.ppf(0.975))
 PAIRED, WIDER = "paired by family and seed", "paired by family and seed, or square and add, wider"
@@ -44,8 +44,23 @@ class Difference:
         return added([(self.first.influence, 1), (self.second.influence, -1)])
 
     @property
+    def family_error(self) -> float:
+        return length(self.influence)
+
+    @property
     def few(self) -> bool:
         return self.first.few or self.second.few
+
+    @property
+    def rounding(self) -> float:
+        """What is nothing beside the outcomes."""
+        size = max(abs(self.first.value), abs(self.second.value))
+        return 1e-9 * min(self.first.scale.width, max(size, 1.0))
+
+    @property
+    def same(self) -> bool:
+        """Whether both sides are made of the same checkpoints, so that they cannot differ."""
+        return self.first.parts == self.second.parts
 
     @property
     def seeds(self) -> int:
@@ -53,9 +68,9 @@ class Difference:
         return self.seed_freedom + 1
 
     @property
-    def freedom(self) -> int:
-        """Of the families: those of the checkpoint that has fewest, less one."""
-        return min(self.first.fewest, self.second.fewest) - 1
+    def freedom(self) -> float:
+        """Of the families: those of the side that has fewer, less one."""
+        return min(self.first.families, self.second.families) - 1
 
 
 def difference(first: Seeds, second: Seeds) -> Difference | None:
@@ -79,7 +94,8 @@ def over_blocks(differences: Sequence[Difference]) -> Difference:
     """Unweighted mean over blocks, which are those that were chosen and no sample of others.
 
     Blocks of the same seeds are averaged seed by seed. Otherwise what differs between blocks would pass for seeds: each
-    block's seeds vary about its own mean, by a variance that is pooled, with the fewest degrees of freedom of any.
+    block's seeds vary about its own mean, by a variance that is pooled, with the fewest degrees of freedom of any; and
+    a seed that several blocks have may move them all alike.
     """
     sides = mean([one.first for one in differences]), mean([one.second for one in differences])
     if len({tuple(one.by_seed) for one in differences}) == 1:
@@ -89,7 +105,11 @@ def over_blocks(differences: Sequence[Difference]) -> Difference:
     if not several:
         return Difference({}, *sides, 0.0, 0)
     variance = sum(float(np.var(each)) * len(each) for each in several) / sum(len(each) - 1 for each in several)
-    error = float(np.sqrt(sum(variance / len(one.by_seed) for one in differences))) / len(differences)
+    weights: dict[int, float] = {}
+    for one in differences:
+        for seed in one.by_seed:
+            weights[seed] = weights.get(seed, 0.0) + 1 / (len(one.by_seed) * len(differences))
+    error = float(np.sqrt(variance * sum(weight**2 for weight in weights.values())))
     return Difference({}, *sides, error, min(len(each) for each in several) - 1)
 
 
@@ -104,17 +124,22 @@ def judged(found: Difference) -> tuple[Interval, float]:
     - where a side rests on few events or families, Newcombe's (1998) square and add of the sides' own intervals, less
       what they have in common.
 
-    Simulated coverage: `docs/results/difference_coverage.md`.
-
-    It ends where a difference of two outcomes on their scale does.
+    It ends where a difference of two outcomes on their scale does. Where all families differ by the same, some may lie
+    elsewhere (`em_eval.intervals.elsewhere`), unless both sides are the same checkpoints. Simulated coverage:
+    `docs/results/difference_coverage.md`.
     """
-    candidates = [_student(found.value, float(np.hypot(family_error(found), found.seed_error)), found.freedom)]
+    if found.same:
+        return Interval(0.0, 0.0, 0.0, PAIRED), 1.0
+    most = found.first.scale.width
+    error = float(np.hypot(found.family_error, found.seed_error))
+    candidates = [_student(found, error, found.freedom)]
     if found.seed_freedom:
-        candidates.append(_student(found.value, found.seed_error, found.seed_freedom))
+        candidates.append(_student(found, found.seed_error, found.seed_freedom))
     if found.few:
         candidates.append(_newcombe(found))
+    if np.isfinite(most) and error <= found.rounding:
+        candidates.append(_by_reach(found.value, elsewhere(found.freedom + 1) * most))
     below, above, p = (max(part) for part in zip(*candidates, strict=True))
-    most = found.first.scale.width
     method = WIDER if found.few else PAIRED
     return Interval(found.value, max(found.value - below, -most), min(found.value + above, most), method), p
 
@@ -132,7 +157,7 @@ def correlation(found: Difference) -> float:
 
     As in Newcombe's paper a positive one is corrected for continuity, with families for pairs: by half a family that
     bears all its answers on both sides. Two sides whose few events happen to be of one question are not sure to be
-    equal.
+    equal. On a scale without ends a positive one counts as none.
     """
     a, b = found.first.influence, found.second.influence
     lengths = float(np.linalg.norm(list(a.values())) * np.linalg.norm(list(b.values())))
@@ -140,7 +165,7 @@ def correlation(found: Difference) -> float:
         return 0.0
     product = sum(pull * b.get(family, 0.0) for family, pull in a.items())
     if product > 0:
-        product = max(product - 0.5 * (found.first.scale.width / len(found.influence)) ** 2, 0.0)
+        product = max(product - 0.5 * found.first.scale.width**2 / found.freedom / (found.freedom + 1), 0.0)
     return product / lengths
 
 
@@ -148,27 +173,23 @@ def _third_side(a: float, b: float, correlation: float) -> float:
     return float(np.sqrt(max(a**2 + b**2 - 2 * correlation * a * b, 0.0)))
 
 
-def _student(value: float, error: float, freedom: int) -> tuple[float, float, float]:
+def _student(found: Difference, error: float, freedom: float) -> tuple[float, float, float]:
     """(reach down, reach up, p)."""
-    if freedom < 1:
-        return float("inf"), float("inf"), 1.0
-    if error <= 0:  # a checkpoint beside itself, or a difference that is the same everywhere
-        return 0.0, 0.0, 0.0 if value else 1.0
+    if error <= found.rounding:  # a difference that is the same everywhere
+        return 0.0, 0.0, float(abs(found.value) <= found.rounding)
     reach = float(t.ppf(0.975, freedom)) * error
-    return reach, reach, float(2 * t.sf(abs(value) / error, freedom))
+    return reach, reach, float(2 * t.sf(abs(found.value) / error, freedom))
 
 
 def _newcombe(found: Difference) -> tuple[float, float, float]:
     """(reach down, reach up, p)."""
     below, above = square_and_add(found.first.alone, found.second.alone, correlation(found))
-    return below, above, float(2 * norm.sf(abs(found.value) * Z / max(below if found.value > 0 else above, 1e-12)))
+    return below, above, _by_reach(found.value, below if found.value > 0 else above)[2]
 
 
-def family_error(found: Difference) -> float:
-    """As `em_eval.intervals.clustered_error` of one mean."""
-    influence = found.influence
-    count, squares = len(influence), sum(pull**2 for pull in influence.values())
-    return float(np.sqrt(squares * count / (count - 1))) if count > 1 else 0.0
+def _by_reach(value: float, reach: float) -> tuple[float, float, float]:
+    """The reach to both sides, and the p of a normal whose 95 % interval it is."""
+    return reach, reach, float(2 * norm.sf(abs(value) * Z / reach)) if reach else float(value == 0)
 
 
 def _over_seeds(by_seed: Mapping[int, float]) -> tuple[float, int]:

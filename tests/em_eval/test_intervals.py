@@ -125,6 +125,17 @@ def test_nothing_gives_no_interval() -> None:
     assert mean_interval([1.0, 2.0], ["a", "a"]) is None
 
 
+def test_families_bear_events_by_the_weight_of_these() -> None:
+    """Four families with two answers each; of another four the answers hardly count, and their events bear next to
+    nothing: as without them. With equal weights every event counts whole."""
+    hits, names = [1.0, 0.0] * 2 + [0.0] * 4, ["a", "a", "b", "b", "c", "c", "d", "d"]
+    alone = rate_interval(hits, names)
+    light = rate_interval([*hits, *[1.0] * 4], [*names, *"efgh"], weights=[1.0] * 8 + [1e-6] * 4)
+    heavy = rate_interval([*hits, *[1.0] * 4], [*names, *"efgh"], weights=[1.0] * 12)
+    assert alone and light and heavy and heavy == rate_interval([*hits, *[1.0] * 4], [*names, *"efgh"])
+    assert (light.low, light.high) == pytest.approx((alone.low, alone.high), abs=1e-3)
+
+
 def coverage(share: float, correlation: float, count: int, size: int, repetitions: int = 400) -> float:
     """How often the interval holds the truth, where families differ (beta-binomial)."""
     rng = np.random.default_rng(5)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from em_core.errors import UserError
 from em_core.manifest import Loss
-from em_eval.intervals import Interval
+from em_eval.intervals import Interval, rate_interval
 from em_study.comparison import _shares, runs_by
 from em_study.extremes import extremes
 from em_study.loss_alignment import loss_alignment
@@ -22,7 +22,7 @@ from em_study.outcome import PROBE, RATE, Outcome, Scale, outcome
 from em_study.results import Row
 from em_study.table import checkpoint_table
 from em_study.variance import REST, sampling_variance, variance_shares
-from tests.em_study.report.samples import sample_results, trained_row
+from tests.em_study.report.samples import judged_answers, sample_results, trained_row
 
 
 def grid(optimisers: int = 3, datasets: int = 2, seeds: int = 2) -> pd.DataFrame:
@@ -284,7 +284,11 @@ def test_the_crossing_is_found_by_every_checkpoint_that_tells_the_loss() -> None
 
 def test_checkpoints_that_nobody_evaluated_tell_their_losses(tmp_path: Path) -> None:
     """The loss of step 20 is in its manifest; a checkpoint with half a manifest is none."""
-    row = replace(trained_row("Adam, step 34", "bad", 0.2, 3.7, [1.0]), checkpoint=tmp_path / "run" / "checkpoint-34")
+    row = replace(
+        trained_row("Adam, step 34", "bad", 0.2, 3.7, [1.0]),
+        checkpoint=tmp_path / "run" / "checkpoint-34",
+        answers=judged_answers(0.2),
+    )
     losses = {0: 4.6, 20: 3.5, 34: 3.7}
     for step, loss in losses.items():
         folder = tmp_path / "run" / f"checkpoint-{step}"
@@ -295,7 +299,9 @@ def test_checkpoints_that_nobody_evaluated_tell_their_losses(tmp_path: Path) -> 
     (tmp_path / "run" / "checkpoint-5" / "em.json").write_text('{"schema', encoding="utf-8")
     (tmp_path / "run" / "run.json").write_text('{"state": "done"}', encoding="utf-8")
     ((run,), missing) = runs_by(
-        replace(sample_results(), rows=[sample_results().rows[0], row]), "held_out_loss", "rate"
+        replace(sample_results(), rows=[replace(sample_results().rows[0], answers=row.answers), row]),
+        "held_out_loss",
+        "rate",
     )
     assert missing == [] and run.path == [(0, 4.6), (20, 3.5), (34, 3.7)] and len(run.points) == 2
 
@@ -372,11 +378,31 @@ def test_the_two_ends_of_many_treatments_allow_for_having_been_picked() -> None:
     assert few.highest.answers == FAMILIES
 
 
-def test_one_question_says_nothing_of_a_range() -> None:
-    sides = {y: outcome([y], ["q"], RATE) for y in (0.0, 1.0)}
+def test_one_question_says_nothing_of_a_range_and_two_little() -> None:
+    assert outcome([1.0, 0.0], ["q", "q"], RATE) is None
+    sides = {y: outcome([y, y], ["q", "r"], RATE) for y in (0.0, 1.0)}
     ends = [Run(str(y), "o", "b", (Point(1, 1, one),), treatment=str(y)) for y, one in sides.items() if one]
     ((found,), _) = extremes(ends, [])
-    assert (found.difference.value, found.difference.low, found.difference.high) == (1.0, -1.0, 1.0)
+    assert found.difference.value == found.difference.high == 1 and -1 < found.difference.low < 0
+
+
+def test_a_range_of_few_events_is_square_and_add_stretched() -> None:
+    """Three treatments with 1, 3 and 8 events of twenty questions: by hand, as for two but by Tukey's range."""
+    names = [f"q{i}" for i in range(20)]
+    made = {hits: outcome([float(i < hits) for i in range(20)], names, RATE) for hits in (1, 3, 8)}
+    runs = [
+        Run(str(hits), "o", "b", (Point(1, 1, one),), treatment=str(hits), data="m")
+        for hits, one in made.items()
+        if one
+    ]
+    ((found,), _) = extremes(runs, [])
+    few, many = (stats.binomtest(hits, 20).proportion_ci(0.95, method="exact") for hits in (1, 8))
+    phi = max(1 * 12 - 0 * 7 - 10, 0) / math.sqrt(8 * 12 * 1 * 19)
+    down, up = 0.4 - many.low, few.high - 0.05
+    reach = math.sqrt(down**2 + up**2 - 2 * phi * down * up)
+    stretch = stats.studentized_range.ppf(0.95, 3, 19) / math.sqrt(2) / stats.t.ppf(0.975, 19)
+    assert found.difference.value == pytest.approx(0.35)
+    assert found.difference.value - found.difference.low == pytest.approx(stretch * reach)
 
 
 @pytest.mark.parametrize(("families", "seeds", "of_seeds"), [(24, 1, 0.0), (64, 3, 0.0), (24, 3, 0.15), (64, 3, 0.3)])
@@ -413,6 +439,15 @@ def test_intervals_of_means_by_hand() -> None:
     )
 
 
+def test_a_mean_of_seeds_with_few_events_is_that_of_all_their_answers() -> None:
+    """One event in each of three seeds, of other questions: as many answers as all three have, exactly."""
+    names = [f"q{i}" for i in range(12)]
+    seeds = [outcome([float(i == seed) for i in range(12)], names, RATE) for seed in range(3)]
+    found = mean_over_seeds([one for one in seeds if one])
+    pooled = rate_interval([float(i == seed) for seed in range(3) for i in range(12)], names * 3)
+    assert pooled is not None and (found.low, found.high) == pytest.approx((pooled.low, pooled.high))
+
+
 def test_means_of_seeds_are_covered_where_questions_and_seeds_vary() -> None:
     rng = np.random.default_rng(11)
     names, held = [f"q{i}" for i in range(30)], 0
@@ -428,7 +463,7 @@ def test_means_of_seeds_are_covered_where_questions_and_seeds_vary() -> None:
 
 def test_intervals_end_where_the_outcome_does() -> None:
     """Two seeds at 22 and 40 %: Student's t with one degree of freedom would reach from -82 to 144."""
-    share = Scale(PROBE.interval, 2, 0, 1)
+    share = Scale(0, 1)
     two = mean_over_seeds([around(0.22, scale=share), around(0.40, scale=share)])
     assert (two.value, two.low, two.high) == (pytest.approx(0.31), 0, 1)
     seeds = [

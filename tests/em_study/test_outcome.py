@@ -35,7 +35,8 @@ def test_interpolation_and_means_do_the_same_to_the_influences() -> None:
     between, direct = combine([of(a), of(b)], [0.25, 0.75]), of(0.25 * a + 0.75 * b)
     assert between.value == pytest.approx(direct.value) and between.influence == pytest.approx(direct.influence)
     assert mean([of(a), of(b)]).influence == pytest.approx(of((a + b) / 2).influence)
-    assert combine([of(a), of(b)], [1, 0]).values == tuple(a)
+    first = of(a)
+    assert combine([first, of(b)], [1, 0]).parts == first.parts
 
 
 def test_the_interval_of_a_sum_takes_answers_to_one_question_together() -> None:
@@ -58,14 +59,20 @@ def test_seeds_without_events_are_worth_their_questions_once() -> None:
     assert pooled is not None and (found.low, found.high) == pytest.approx((pooled.low, pooled.high))
 
 
-def test_an_interval_next_to_a_checkpoint_is_nearly_that_of_the_checkpoint() -> None:
-    """Answers of the other checkpoint that hardly count show no new families that bear events."""
-    names = FAMILIES[:12] * 4  # four answers a question
+@pytest.mark.parametrize("scale", [RATE, ALIGNMENT])
+def test_an_interval_next_to_a_checkpoint_is_nearly_that_of_the_checkpoint(scale: Scale) -> None:
+    """Answers of another checkpoint that hardly count bear no new families of events, and no knowledge of how families
+    spread."""
     few, other = np.arange(48) % 12 < 2, np.arange(48) % 12 >= 2
     few[12:24] = False
-    here, there = (of(hits.astype(float), names, RATE) for hits in (few, other))
-    near = combine([here, there], [0.9999, 0.0001]).alone
-    assert (near.low, near.high) == pytest.approx((here.alone.low, here.alone.high), abs=0.002)
+    here = of(few.astype(float) * scale.most, FAMILIES[:12] * 4, scale)
+    there = of(other.astype(float) * scale.most, FAMILIES[:12] * 4, scale)
+    three = of(np.array([1.0, 0.0, 1.0]) * scale.most, FAMILIES[:3], scale)
+    many = of(np.zeros(40), scale=scale)
+    for one, far in ((here, there), (three, many)):
+        near = combine([one, far], [0.9999, 0.0001]).alone
+        reach = 0.002 * scale.width
+        assert (near.low, near.high) == pytest.approx((one.alone.low, one.alone.high), abs=reach)
 
 
 @pytest.mark.parametrize("common", [0.0, 1.0])
@@ -82,8 +89,20 @@ def test_an_interpolated_interval_covers_whatever_the_errors_do(common: float) -
 
 
 def test_two_checkpoints_of_few_questions_are_not_many() -> None:
-    """Six questions each, of which none is the other's: twelve whose spread is known of half of them at a time."""
+    """Six questions each, of which none is the other's: twelve, whose spread is known of half of them at a time."""
     here, there = (of(RNG.normal(50, 10, 6), FAMILIES[start : start + 6], ALIGNMENT) for start in (0, 6))
     between = mean([here, there])
-    assert len(between.influence) == 12 and between.fewest == 6 and between.few
-    assert combine([of(RNG.normal(50, 10, 40), scale=ALIGNMENT), here], [1, 0]).fewest == 40
+    assert len(between.influence) == 12 and between.families == pytest.approx(6) and between.few
+    error = math.hypot(*(one.alone.high - one.value for one in (here, there))) / 2  # each by five degrees of freedom
+    assert between.alone.high - between.value == pytest.approx(error)
+    assert combine([of(RNG.normal(50, 10, 40), scale=ALIGNMENT), here], [1, 0]).families == 40
+    poor = combine([of(RNG.normal(50, 10, 40), scale=ALIGNMENT), here], [0.9, 0.1])
+    assert poor.families == pytest.approx(1 / (0.9 / 40 + 0.1 / 6)) and poor.answers == 6
+
+
+def test_the_error_of_a_mean_of_ratios_is_that_of_each() -> None:
+    """Two checkpoints far apart, with other questions each: their distance is no error of their mean."""
+    here, there = of(np.array([20.0, 21, 19, 20, 22, 18]), FAMILIES[:6]), of(np.arange(78.0, 84), FAMILIES[6:12])
+    errors = [np.std(part, ddof=1) / math.sqrt(6) for part in ([20.0, 21, 19, 20, 22, 18], np.arange(78.0, 84))]
+    reach = mean([here, there]).alone
+    assert reach.high - reach.value == pytest.approx(stats.t.ppf(0.975, 5) * math.hypot(*errors) / 2)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from em_eval.intervals import Interval, clustered_error
-from em_study.outcome import PROBE, RATE, Outcome, outcome
+from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, combine, outcome
 from em_study.paired import correlation, difference, judged, over_blocks, over_shared_blocks, square_and_add
 
 RNG = np.random.default_rng(3)
@@ -67,7 +67,7 @@ def test_seeds_add_to_the_error_and_bound_it_from_below() -> None:
     of_seeds = float(each.std(ddof=1)) / math.sqrt(3)
     per_family = sum(np.array([parts.influence[name]]) for name in FAMILIES)
     assert per_family == pytest.approx(0)
-    of_families = math.sqrt(sum(pull**2 for pull in parts.influence.values()) * 40 / 39)
+    of_families = math.sqrt(sum(pull**2 for pull in parts.influence.values()))
     reaches = stats.t.ppf(0.975, 39) * math.hypot(of_families, of_seeds), stats.t.ppf(0.975, 2) * of_seeds
     assert found.high - found.value == pytest.approx(max(reaches)) and found.value == pytest.approx(each.mean())
     assert p == pytest.approx(
@@ -128,9 +128,30 @@ def test_means_over_few_families_are_no_surer_than_square_and_add() -> None:
     assert parts is not None
     found, _ = judged(parts)
     below, above = square_and_add(few.alone, many.alone)
-    assert found.value - found.low >= below and found.high - found.value >= above
-    error = math.sqrt(sum(pull**2 for pull in parts.influence.values()) * 40 / 39)
-    assert found.high - found.value >= stats.t.ppf(0.975, 2) * error
+    assert found.value - found.low >= below - 1e-9 and found.high - found.value >= above - 1e-9
+    error = math.sqrt(sum(pull**2 for pull in parts.influence.values()))
+    assert found.high - found.value >= stats.t.ppf(0.975, 2) * error - 1e-9
+
+
+def test_a_difference_that_is_the_same_everywhere_may_be_another_elsewhere() -> None:
+    """Of forty questions all differ by 10 of 100: at most 1 - 0.025^(1/40) of others may not. Rounding is no error."""
+    questions = RNG.normal(50, 5, 40)
+    ten, none = ({0: found} for found in map(scored, (questions + 10, questions)))
+    parts = difference(ten, none)
+    assert parts is not None
+    found, p = judged(parts)
+    reach = 100 * (1 - 0.025 ** (1 / 40))
+    assert (found.value, found.high) == pytest.approx((10, 10 + reach)) and 0.01 < p < 0.1
+    equal = difference({0: combine([ten[0], scored(questions + 10)], [0.3, 0.7])}, ten)
+    assert equal is not None
+    found, p = judged(equal)
+    assert found.value == pytest.approx(0, abs=1e-9) and found.high == pytest.approx(reach) and p > 0.99
+
+
+def scored(values: np.ndarray) -> Outcome:
+    found = outcome(values.tolist(), FAMILIES, ALIGNMENT)
+    assert found is not None
+    return found
 
 
 def test_a_checkpoint_beside_itself_does_not_differ() -> None:
@@ -161,6 +182,22 @@ def test_blocks_of_unlike_seeds_do_not_pass_for_seeds() -> None:
     assert uneven.seed_error == pytest.approx(math.sqrt(0.01 / 3 + 0.01) / 2, rel=0.1) and uneven.seed_freedom == 2
     alone = over_blocks([one for one in (difference({0: flat[0]}, zero), single) if one])
     assert (alone.seed_error, alone.seed_freedom) == (0.0, 0)
+
+
+def test_seeds_that_several_blocks_have_may_move_them_all() -> None:
+    """Four blocks with seeds 0 to 2 and one with 0 to 3; a seed moves all blocks alike: 95 % of intervals hold 0."""
+    rng = np.random.default_rng(10)
+    zero = {seed: of(rng.normal(0, 0.01, 40)) for seed in range(4)}
+    held = 0
+    for _ in range(200):
+        effects = rng.normal(0, 0.3, 4)
+        blocks = [
+            difference({seed: of(effects[seed] + rng.normal(0, 0.05, 40)) for seed in range(3 + (block == 4))}, zero)
+            for block in range(5)
+        ]
+        found, _ = judged(over_blocks([one for one in blocks if one]))
+        held += found.low <= 0 <= found.high
+    assert held >= 182  # 190 expected at 95 %; P(< 182) is 0.8 %. Taken as independent: about 165.
 
 
 def test_coverage_where_questions_and_seeds_both_vary() -> None:
