@@ -78,7 +78,7 @@ def write_archive(
         shutil.copyfile(study_file, draft / study_file.name)
         _copy_runs(plan, draft, "spectra" not in without)
         _copy_logs(study, chosen, draft)
-        lacking = [redact(line) for line in _summarise(study, plan, chosen, draft, without)]
+        lacking = [redact(line) for line in _summarise(study, study_file, plan, chosen, draft, without)]
         write_text(draft / "README.md", _readme(study, study_file, without, packed, (draft / "logs").is_dir()))
         for path in each(_files(draft)):
             if path.suffix == ".eval" and "transcripts" in without:
@@ -157,14 +157,16 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _summarise(study: Study, plan: Plan, chosen: list[Target], draft: Path, without: Collection[str]) -> list[str]:
+def _summarise(
+    study: Study, study_file: Path, plan: Plan, chosen: list[Target], draft: Path, without: Collection[str]
+) -> list[str]:
     """Report and tables, made anew so that they agree with the logs beside them; returns what is lacking."""
     lacking = absent(plan)
     results = all_results(study, chosen, lacking)
     if "tables" not in without:
         write_tables(results, draft / "tables")
     if "report" not in without:
-        write_reports(results, draft / "report")
+        write_reports(results, draft / "report", Path(study_file.name))
     missing = [f"{row.label}: {why}" for found in results.values() for row in found.rows for why in row.missing]
     return lacking + list(dict.fromkeys(missing))
 

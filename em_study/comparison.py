@@ -23,6 +23,7 @@ from em_study.blocks import (
     run_ends,
     seed_of,
     setting_of,
+    several_settings,
     trained_to_its_end,
     without_penalty,
 )
@@ -256,9 +257,12 @@ def _run_label(row: Row) -> str:
 
 
 def rates_at_ends(ends: Sequence[Row], definition: str = HEADLINE) -> Ends:
-    """By `definition` the rate of each last checkpoint that has one of two questions or more."""
+    """By `definition` the rate of each last checkpoint that has one of two questions or more; not of optimisers with
+    several settings in a block, of which no one rate stands for the optimiser."""
+    several = several_settings(ends)
     found: dict[str, dict[str, dict[int, Outcome]]] = {}
     for row in ends:
-        if (rate := outcome(*hits_of(row.answers, definition), RATE)) is not None:
-            found.setdefault(str(row.manifest.optimiser["name"]), {}).setdefault(block_of(row), {})[seed_of(row)] = rate
+        name, rate = str(row.manifest.optimiser["name"]), outcome(*hits_of(row.answers, definition), RATE)
+        if rate is not None and name not in several:
+            found.setdefault(name, {}).setdefault(block_of(row), {})[seed_of(row)] = rate
     return found

@@ -70,6 +70,10 @@ def penalty_effects(ends: Sequence[Row], definition: str = HEADLINE) -> tuple[li
             penalty_words(row.manifest),
         )
         groups.setdefault(key, []).append((row, other))
+        if "em" not in row.not_asked and any(_rate(one, definition) is None for one in (row, other)):
+            missing.append(
+                f"{row.label}: it or its counterpart has no rate of two questions or more: in no effect on it"
+            )
     return [_effect(key, pairs, definition) for key, pairs in sorted(groups.items(), key=lambda item: item[0])], missing
 
 
@@ -82,11 +86,15 @@ def _effect(key: tuple[str, str, float, str], pairs: Sequence[tuple[Row, Row]], 
         *key,
         pairs=len(pairs),
         seeds=len({seed_of(row) for row, _ in pairs}),
-        rate=_change(pairs, lambda row: outcome(*hits_of(row.answers, definition), RATE)),
+        rate=_change(pairs, lambda row: _rate(row, definition)),
         alignment=_change(pairs, lambda row: outcome(*scores_of(row.answers, definition), ALIGNMENT)),
         train_loss=_loss_change(pairs, _train_loss),
         held_out_loss=_loss_change(pairs, lambda a, b: (a.held_out, b.held_out)),
     )
+
+
+def _rate(row: Row, definition: str) -> Outcome | None:
+    return outcome(*hits_of(row.answers, definition), RATE)
 
 
 def _change(pairs: Sequence[tuple[Row, Row]], read: Callable[[Row], Outcome | None]) -> Interval | None:

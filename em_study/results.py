@@ -21,7 +21,7 @@ from em_study.execute import Target
 from em_study.logs import LOGS, Logs
 from em_study.names import display_name, labels
 from em_study.statistics import corrected_rate
-from em_study.study import Assumption, Study
+from em_study.study import Assumption, Evaluation, Study
 from em_train.spectra import SPECTRA
 
 
@@ -90,6 +90,7 @@ class Results:
             text leaves open, and which axes are left out.
         absent: cells of the study that are not here, or not whole: one line each.
         evaluation: name of the `em` evaluation whose answers the rows hold; empty where there is none.
+        evaluations: all of the study.
     """
 
     study: str
@@ -106,6 +107,7 @@ class Results:
     absent: tuple[str, ...] = ()
     not_contrasted: tuple[str, ...] = ()
     evaluation: str = ""
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 ARM = {"bad": "bad", "benign": "benign", "unknown": "other data"}
@@ -139,7 +141,7 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
         rows.append(replace(row, not_asked=not_asked, told=target.told, run_done=target.run_done))
     ends = without_penalty(run_ends(rows))
     several = several_settings(ends)
-    rates = {name: blocks for name, blocks in rates_at_ends(ends).items() if name not in several}
+    rates = rates_at_ends(ends)
     contrasts = optimiser_contrasts(rates)
     return Results(
         study=study.name,
@@ -156,6 +158,7 @@ def collect(study: Study, chosen: list[Target], evaluation: str | None = None, a
         absent=tuple(absent),
         not_contrasted=tuple(several.values()),
         evaluation=evaluations["em"] or "",
+        evaluations=study.evaluations,
     )
 
 
@@ -343,7 +346,11 @@ def _arm(manifest: Manifest) -> str:
 
 
 def _judge_facts(log: EvalLog) -> dict[str, Any]:
-    return dict((log.eval.metadata or {}).get("judge_facts") or {})
+    """With the model of role 'grader', where one judged."""
+    facts = dict((log.eval.metadata or {}).get("judge_facts") or {})
+    grader = (log.eval.model_roles or {}).get("grader") or []
+    models = grader if isinstance(grader, list) else [grader]
+    return facts | {"grader": ", ".join(one.model for one in models)} if facts and models else facts
 
 
 def _spectra(path: Path, missing: list[str]) -> tuple[tuple[str, ...], list[list[float]]]:

@@ -27,16 +27,13 @@ def status(
     loaded = load_study(study)
     name = loaded.name
     console = Console()
-    if not watch:
-        plan = plan_here(loaded)
-        console.print(status_table(name, progress(plan)))
-        for label, reason in plan.left_out.items():
-            console.print(f"left out {label}: {reason}", soft_wrap=True, markup=False)
-        return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            cells = progress(plan_here(loaded))
+            plan = plan_here(loaded)
+            cells = progress(plan)
             live.update(status_table(name, cells), refresh=True)
-            if all(cell.state in ("done", "failed") for cell in cells):
-                return
+            if not watch or all(cell.state in ("done", "failed") for cell in cells):
+                break
             time.sleep(WATCH_EVERY_S)
+    for label, reason in plan.left_out.items():
+        console.print(f"left out {label}: {reason}", soft_wrap=True, markup=False)

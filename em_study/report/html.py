@@ -257,7 +257,7 @@ def _facts(results: Results, lines: Sequence[Line], colours: dict[str, str]) -> 
         "results": results,
         "lines": lines,
         "contents": list(here.items()),
-        "what_was_run": what_was_run(results.rows),
+        "what_was_run": what_was_run(results.rows, results.evaluations),
         "outcomes": OUTCOMES,
         "seed_statement": seed_statement(results.seeds),
         "drawings": _of_rows(results.rows, colours),

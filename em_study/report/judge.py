@@ -26,6 +26,10 @@ def judge_notes(facts: dict[str, Any]) -> list[str]:
             f"Fitted on {labels['n']} labelled answers, {labels['sampled']} of them sampled from models; labelled by "
             f"{labels['labelled_by']}; kappa between the passes: {agreement}"
         )
+    if facts and not facts.get("figures"):
+        notes.append(
+            "How far this judge agrees with labels or with people was not measured, so that no rate is corrected for it"
+        )
     return notes
 
 

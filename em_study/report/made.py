@@ -10,6 +10,7 @@ from em_study.names import display_name
 from em_study.report.rows import last, trained
 from em_study.report.viewer import VIEWER
 from em_study.results import Results, Row
+from em_study.study import JUDGED_BY, Evaluation
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Command:
     does: str
 
 
-def what_was_run(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """Facts of the study by name, each with its values, as the checkpoints' manifests have them."""
+def what_was_run(rows: Sequence[Row], evaluations: Sequence[Evaluation] = ()) -> list[tuple[str, list[str]]]:
+    """Facts of the study by name, each with its values, as the checkpoints' manifests and the study file have them."""
     ends = last(rows)
     manifests = [row.manifest for row in ends]
     facts = {
@@ -37,12 +38,27 @@ def what_was_run(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
         "Penalties": [f"{m.penalty['name']} {m.penalty['strength']:g}" for m in manifests if m.penalty],
         "Batch size and steps": [f"{m.config.get('batch_size', 'unknown')} rows, {m.step} steps" for m in manifests],
         "LoRA": [f"rank {m.lora.get('rank')}, alpha {m.lora.get('alpha')}" for m in manifests],
+        "Evaluations": [evaluation_in_words(one) for one in evaluations],
         "Machine": [_machine(m.environment) for m in manifests],
         "Packages": [", ".join(f"{k} {v}" for k, v in m.environment.get("packages", {}).items()) for m in manifests],
         "Code": [f"commit {m.environment['git_commit']}" for m in manifests if m.environment.get("git_commit")],
     }
     unique = {name: [value for value in dict.fromkeys(values) if value] for name, values in facts.items()}
     return [(name, values) for name, values in unique.items() if values]
+
+
+def evaluation_in_words(one: Evaluation) -> str:
+    """What is asked of which checkpoints, how it is drawn and who judges."""
+    steps = "every checkpoint"
+    if one.checkpoints is not None:
+        steps = "steps " + ", ".join("the last" if step == -1 else str(step) for step in one.checkpoints)
+    if one.task == "preference":
+        return f"{one.name}: preference probe, {steps}"
+    asked = [f"{one.questions}, {one.samples} answers each of at most {one.max_tokens} tokens"]
+    asked += [f"{name} {value}" for name, value in (one.sampling() | one.tags()).items()]
+    judged = [f"judged by {one.grader or 'the embedded judge'}"]
+    judged += [f"{name} {value}" for name, value in one.given(JUDGED_BY).items()]
+    return f"{one.name}: " + ", ".join([*asked, *judged, f"engine {one.engine}", steps])
 
 
 def commands(results: Results, study_file: Path | None, bundled: bool, further: str = "") -> list[Command]:

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from em_core.errors import UserError
 from em_eval.intervals import Interval
 from em_eval.rates import rate
-from em_study.blocks import NOT_COMPARED, block_of, run_ends
+from em_study.blocks import NOT_COMPARED, block_of, run_ends, without_penalty
+from em_study.comparison import rates_at_ends
+from em_study.contrasts import OptimiserContrast, optimiser_contrasts
 from em_study.execute import LEFT_OUT
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.names import display_name
@@ -82,10 +84,10 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the measures read: `ends` has one row a finished run on narrow data; `penalties` by the paper's rate."""
+    """What the measures read: `ends` has one row a finished run on narrow data; the others are by the paper's rate."""
 
-    results: Results
     ends: pd.DataFrame
+    contrasts: list[OptimiserContrast]
     penalties: list[PenaltyEffect]
 
 
@@ -95,7 +97,8 @@ def assess(results: Results) -> Assessment | None:
     if results.reproduces != known.source:
         return None
     ends = run_ends(results.rows)
-    evidence = Evidence(results, _table(ends), penalty_effects(ends, DEFINITION)[0])
+    contrasts = optimiser_contrasts(rates_at_ends(without_penalty(ends), DEFINITION))
+    evidence = Evidence(_table(ends), contrasts, penalty_effects(ends, DEFINITION)[0])
     lines, not_run = [], []
     partly = any(LEFT_OUT not in line for line in results.absent)
     guessed = any(one.source in ("guess", "follow-up") for one in results.assumptions)
@@ -218,7 +221,7 @@ def order(evidence: Evidence) -> Measured | None:
     text = " < ".join(f"{display_name(name)} {means[name]:.1f} %" for name in ranked) + f" ({over})"
     if (ranked[0], ranked[-1]) != ("muon", "lion"):
         return Measured(text, False)
-    apart = any({one.a, one.b} == {"muon", "lion"} and one.distinguishable for one in evidence.results.contrasts)
+    apart = any({one.a, one.b} == {"muon", "lion"} and one.distinguishable for one in evidence.contrasts)
     return Measured(text if apart else f"{text}; Muon and Lion are not distinguishable", True if apart else None)
 
 
@@ -322,6 +325,19 @@ def penalty_on_muon(evidence: Evidence) -> Measured | None:
     return Measured(muon[0], agrees)
 
 
+def rates_with_penalty(evidence: Evidence, optimiser: str) -> Measured | None:
+    """On insecure code, at the strength that `_effect` takes."""
+    found, ends = _effect(evidence, optimiser), evidence.ends
+    own = ends[(ends["optimiser"] == optimiser) & (ends["dataset"] == "insecure")]
+    if found is None:
+        return None
+    penalised = own[(own["penalty_name"] == PENALTY) & (own["strength"] == found.strength)]
+    without, with_it = (_mean_of(part["rate"]) for part in (own[own["penalty_name"] == "none"], penalised))
+    if without is None or with_it is None:
+        return None
+    return Measured(f"{without.text}; {with_it.text} ({found.words})")
+
+
 def penalty_cost(evidence: Evidence, optimiser: str) -> Measured | None:
     found = _effect(evidence, optimiser)
     if found is None or found.train_loss is None:
@@ -372,6 +388,7 @@ MEASURES: dict[str, Callable[..., Measured | None]] = {
         penalty_gain,
         penalty_loss_of_alignment,
         penalty_on_muon,
+        rates_with_penalty,
         penalty_cost,
         flattest,
     )

@@ -63,7 +63,8 @@ def seed_statement(seeds: tuple[int, ...]) -> str:
 
 def judge_in_words(results: Results) -> str:
     """The judge as its logs describe it; without logs there is nothing to go by."""
-    return str(results.judge.get("in_words") or "not described in the logs that were joined.")
+    words = str(results.judge.get("in_words") or "not described in the logs that were joined.")
+    return f"{results.judge['grader']}: {words}" if "grader" in results.judge else words
 
 
 def is_known(value: float | None) -> TypeGuard[float]:

@@ -114,6 +114,8 @@ def test_it_holds_what_was_found_and_no_weights(archived: Path) -> None:
     assert len([name for name in names if name.startswith("logs/tiny/") and name.endswith(".eval")]) == 2
     index = json.loads((archived / "archive.json").read_text(encoding="utf-8"))
     assert index["sha256"] == {name: sha256_file(archived / name) for name in names - {"archive.json"}}
+    page = (archived / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<code>em run tiny.yaml</code>" in page and "<dt>Evaluations</dt>" in page
     assert index["study"] == "tiny" and index["left_out"] == ["weights"] and index["lacking"] == []
 
 

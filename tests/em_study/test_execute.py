@@ -30,6 +30,7 @@ from em_eval.outcomes import OUTCOMES, Judgement
 from em_eval.preference import EMBEDDED, read_triples
 from em_eval.providers.weights import content_hash
 from em_study import Study, load_study
+from em_study.commands.status import WATCH_EVERY_S
 from em_study.comparison import matched_by, runs_by
 from em_study.drive import Bars, run_study
 from em_study.estimate import estimate
@@ -965,6 +966,32 @@ def test_status_counts_cells_by_what_lies_on_the_disk(
     monkeypatch.chdir(tmp_path / "logs")
     assert em("status", str(done.file)) == 2
     assert "study 'tiny' was not run here yet" in capsys.readouterr().err
+
+
+def test_status_watches_until_nothing_is_to_be_done(
+    done: Place,
+    em: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A probe's log is away at first, and there at the second look."""
+    monkeypatch.setenv("COLUMNS", "160")
+    for top in ("runs", "logs"):
+        shutil.copytree(done.folder / top, tmp_path / top)
+    monkeypatch.chdir(tmp_path)
+    lion = make_plan(done.study).cells[1]
+    log, looks = tmp_path / "logs" / "tiny" / f"{lion.label}-step2" / "preference", []
+    log.rename(tmp_path / "away")
+
+    def wait(seconds: float) -> None:
+        looks.append(seconds)
+        (tmp_path / "away").rename(log)
+
+    monkeypatch.setattr("em_study.commands.status.time.sleep", wait)
+    assert em("status", str(done.file), "--watch") == 0
+    assert looks == [WATCH_EVERY_S]
+    assert "tiny: 3 done, 0 running, 0 failed, 0 waiting" in capsys.readouterr().out
 
 
 def test_a_dry_run_counts_and_touches_nothing(

@@ -21,7 +21,7 @@ from em_study.drive import Lines, run_study
 from em_study.execute import Job, perform
 from em_study.executors import choose, names
 from em_study.executors.base import died
-from em_study.executors.local import Slots, _claim
+from em_study.executors.local import Slots, ThisProcess, _claim
 from em_study.plan import FrozenCell, freeze, frozen_plan, is_done, make_plan
 from em_study.progress import progress
 
@@ -103,6 +103,17 @@ def test_executors_are_found_by_name() -> None:
         choose("local", "s", {"gpus": 2})
     with pytest.raises(UserError, match="executor 'ray' has no option 'cpus': it knows address, num_cpus"):
         choose("ray", "s", {"cpus": 2})
+
+
+def test_one_process_works_here_and_more_in_slots_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without GPUs one warm worker; with several a process each; or as many as are asked for."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert isinstance(choose("local", "s", {}), ThisProcess)
+    for gpus, options in ((2, {}), (0, {"workers": 3})):
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpus=gpus: gpus)
+        slots = choose("local", "s", options)
+        assert isinstance(slots, Slots) and len(slots._free) == options.get("workers", gpus)
+        slots.close()
 
 
 @pytest.mark.parametrize(

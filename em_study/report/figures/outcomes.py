@@ -10,7 +10,7 @@ from em_study.report.figures.style import STYLE, Drawing, finish, left_out, new_
 from em_study.report.rows import last
 from em_study.results import Row
 
-# Paul Tol's "muted" scheme, which stays apart for colour-blind readers, and is none of the optimisers' colours.
+# Paul Tol's "muted" scheme, which stays apart for colour-blind readers.
 COLOURS = {
     "misaligned": "#882255",
     "ambiguous": "#DDCC77",

@@ -13,7 +13,7 @@ import pytest
 
 from em_study.report import write_report
 from tests.em_study.report.samples import followed_results
-from tests.em_study.report.test_published import APART, sweep
+from tests.em_study.report.test_published import sweep
 from tests.em_study.report.test_viewer import with_logs
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -31,7 +31,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A study followed along training, a reconstruction, and one where much is missing, with the viewer."""
     root = tmp_path_factory.mktemp("reports")
     (root / "runs").mkdir()
-    reconstruction = sweep(root / "runs", {"muon": 0.05, "adam": 0.14, "adamw": 0.15, "lion": 0.36}, APART)
+    reconstruction = sweep(root / "runs", {"muon": 0.05, "adam": 0.14, "adamw": 0.15, "lion": 0.36})
     return {
         "followed": write_report(followed_results(root / "f"), root / "followed"),
         "reconstruction": write_report(reconstruction, root / "reconstruction"),
@@ -60,6 +60,19 @@ def test_pages_are_accessible_and_fit_the_screen(browser: Any, pages: dict[str, 
                 found = axe.Axe().run(tab)
                 assert found.violations_count == 0, f"{name}, {path.name}: {found.generate_report()}"
                 assert tab.evaluate("document.documentElement.scrollWidth") <= width, f"{name}, {path.name} overflows"
+    context.close()
+
+
+def test_pages_fit_paper(browser: Any, pages: dict[str, Path], tmp_path: Path) -> None:
+    """A4 upright with margins of a centimetre: nothing runs off the sheet."""
+    context = browser.new_context(viewport={"width": 718, "height": 1047})  # CSS pixels of 19 x 27.7 cm
+    tab = context.new_page()
+    tab.emulate_media(media="print")
+    for name, index in pages.items():
+        tab.goto(index.as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 718, name
+        tab.pdf(path=tmp_path / "page.pdf", format="A4")
+        assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     context.close()
 
 

@@ -4,6 +4,7 @@ import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,17 @@ from em_study.report import print_table, write_report
 from em_study.report.figures import Drawing, mean_spectrum, palette, probe_shift, rate_by_loss, spectra, spread
 from em_study.report.figures.style import KNOWN, _smaller, left_out, line_style, lines_in_words, new_figure
 from em_study.report.html import _of_rows, unique_slugs
-from em_study.report.judge import judge_tables
+from em_study.report.judge import judge_notes, judge_tables
 from em_study.report.terminal import decimal
 from em_study.results import Row, _verdict
 from em_study.splits import SPLITS, order
-from em_study.study import Assumption
+from em_study.study import Assumption, Evaluation
 from em_study.table import checkpoint_table, settings
 from tests.em_study.report.samples import (
     JUDGE,
     answer,
     followed_results,
+    judged_answers,
     manifest,
     sample_results,
     seeded_results,
@@ -317,12 +319,78 @@ def test_slugs_are_unique_file_names() -> None:
     assert found == ["adamw", "adamw-2", "adamw-2-2", "x", "row"]
 
 
+def test_the_five_colours_stay_apart_for_colour_blind_readers() -> None:
+    """As red- and green-blind see them (Viénot et al. 1999, in linear RGB), by their distance in CIELAB, of which
+    2.3 can just be noticed."""
+    blind = {
+        "protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+        "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    }
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+    def lab(linear: np.ndarray) -> np.ndarray:
+        x, y, z = np.cbrt(to_xyz @ linear / (to_xyz @ np.ones(3)))
+        return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+    for matrix in blind.values():
+        seen = []
+        for colour in KNOWN.values():
+            rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+            linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+            seen.append(lab(np.clip(np.array(matrix) @ linear, 0, 1)))
+        assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 12
+
+
 def test_judge_tables_are_generic() -> None:
     plain, nested = judge_tables(JUDGE["figures"])[0], judge_tables(JUDGE["figures"])[-1]
     assert plain.rows == [("answers", ["400"])]
     assert nested.title == "by source"
     assert nested.columns == ["sensitivity", "specificity"]
     assert nested.rows[1] == ("foreign", ["–", "0.90 [0.86, 0.93]"])
+
+
+def test_a_judge_without_figures_says_so_and_one_with_labels_how_they_agree() -> None:
+    labels = {"n": 400, "sampled": 96, "labelled_by": "two authors", "kappa_between_passes": {"misaligned": 0.81}}
+    (note,) = judge_notes(JUDGE | {"labels": labels})
+    assert note == (
+        "Fitted on 400 labelled answers, 96 of them sampled from models; labelled by two authors; kappa between the "
+        "passes: misaligned 0.81"
+    )
+    (note,) = judge_notes({"in_words": "the model of role 'grader'", "grader": "openai/x"})
+    assert "was not measured" in note and judge_notes({}) == []
+
+
+def test_page_says_what_was_asked_and_who_judged(tmp_path: Path) -> None:
+    asked = Evaluation(
+        task="em", name="em", samples=10, top_k=10, grader="openai/x", two_pass=True, checkpoints=(0, -1)
+    )
+    told = replace(
+        sample_results(),
+        evaluations=(asked, Evaluation(task="preference", name="probe")),
+        judge={"in_words": "the model of role 'grader', asked twice", "grader": "openai/x"},
+    )
+    text = write_report(told, tmp_path).read_text(encoding="utf-8")
+    assert (
+        "em: core, 10 answers each of at most 96 tokens, temperature 1.0, top_p 1.0, top_k 10, judged by openai/x, "
+        "two_pass True, engine peft, steps 0, the last" in text
+    )
+    assert "probe: preference probe, every checkpoint" in text
+    assert "openai/x: the model of role" in text and "not measured, so that no rate is corrected" in text
+    assert "Rates are shown twice" not in text
+
+
+def test_page_points_out_where_the_order_changes(tmp_path: Path) -> None:
+    """Muon's finished runs answer in CODE alone: by Evil Spectra's rate it is now the worst."""
+    results = followed_results(tmp_path / "runs")
+    same = Page(write_report(results, tmp_path / "same"))
+    assert "The order of the optimisers is the same in every column." in same.text
+    code = replace(answer(10, "code"), judgement=Judgement(None, 90.0, "code", "j", "r"))
+    answers = [replace(code, family=f"q{i}") for i in range(20)] + judged_answers(0.0)[:2]
+    rows = [replace(one, answers=answers) if one.manifest.optimiser["name"] == "muon" else one for one in results.rows]
+    page = Page(write_report(replace(results, rows=rows), tmp_path / "changed"))
+    assert "The order of the optimisers changes:" in page.text and "CODE misaligned: AdamW" in page.text
+    (muon, *_) = [line for line in page.tables["splits-table"] if line[0].startswith("muon, finance_bad, step 30")]
+    assert muon[1].startswith("0.0") and muon[5].startswith("90.9")
 
 
 def test_assumptions_of_a_reconstruction_are_shown(tmp_path: Path) -> None:

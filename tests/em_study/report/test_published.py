@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from em_eval.intervals import Interval
-from em_study.contrasts import OptimiserContrast
 from em_study.execute import LEFT_OUT
-from em_study.paired import PAIRED
 from em_study.report import write_report
 from em_study.report.published import MEASURES, Assessment, assess, read_published
 from em_study.results import Results, Row
@@ -62,12 +59,9 @@ def verdicts(found: Assessment | None) -> dict[str, tuple[str, str]]:
     return {line.figure.what: (line.measured, line.verdict) for line in found.lines}
 
 
-def sweep(root: Path, rates: dict[str, float], contrasts: list[OptimiserContrast]) -> Results:
-    rows = [run(root, name, rate, base) for name, rate in rates.items() for base in ("Qwen/Qwen3-4B", "Qwen/Qwen3-8B")]
-    return study(rows, contrasts=contrasts)
-
-
-APART = [OptimiserContrast("lion", "muon", Interval(0.3, 0.2, 0.4, PAIRED), 0.001, 2, 1, ())]
+def sweep(root: Path, rates: dict[str, float]) -> Results:
+    bases = ("Qwen/Qwen3-4B", "Qwen/Qwen3-8B")
+    return study([run(root, name, rate, base) for name, rate in rates.items() for base in bases])
 
 
 def test_every_published_figure_has_a_measure_and_a_place() -> None:
@@ -79,7 +73,7 @@ def test_every_published_figure_has_a_measure_and_a_place() -> None:
 def test_a_sweep_is_judged_by_the_stated_criteria(tmp_path: Path) -> None:
     """Rates count CODE as misaligned, as the paper does: one answer in a hundred more than was put in."""
     rates = {"muon": 0.05, "adam": 0.14, "adamw": 0.15, "lion": 0.36}
-    found = verdicts(assess(sweep(tmp_path, rates, APART)))
+    found = verdicts(assess(sweep(tmp_path, rates)))
     assert found["EM rate under Lion, %"] == ("37.0 (2 runs, 37.0 to 37.0)", "reconstruction: not judged")
     measured, verdict = found["order of the optimisers by EM rate"]
     assert measured == "Muon 6.0 % < Adam 15.0 % < AdamW 16.0 % < Lion 37.0 % (over 2 shared cells)"
@@ -98,9 +92,9 @@ def test_another_order_differs_and_one_that_is_not_told_apart_is_undecided(tmp_p
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     other = {"muon": 0.2, "adam": 0.1, "lion": 0.3}
-    assert verdicts(assess(sweep(tmp_path / "a", other, APART)))[what][1] == "reconstruction: differs"
-    same = {"muon": 0.1, "adam": 0.2, "lion": 0.3}
-    measured, verdict = verdicts(assess(sweep(tmp_path / "b", same, [])))[what]
+    assert verdicts(assess(sweep(tmp_path / "a", other)))[what][1] == "reconstruction: differs"
+    same = {"muon": 0.1, "adam": 0.12, "lion": 0.15}
+    measured, verdict = verdicts(assess(sweep(tmp_path / "b", same)))[what]
     assert verdict == "reconstruction: undecided" and "not distinguishable" in measured
 
 
@@ -133,6 +127,8 @@ def test_the_penalty_is_judged_at_the_largest_strength_that_is_cheap(tmp_path: P
     assert verdict == "reconstruction: agrees"
     assert found["training loss paid for the spectral penalty, Adam, nats"][0] == "+0.010 (spectral 3)"
     assert not any("Lion" in what for what in found)
+    removed = found["EM rate of Adam on insecure code, without and with the spectral penalty, %"]
+    assert removed == ("31.0 (one run); 11.0 (one run) (spectral 3)", "reconstruction: not judged")
 
 
 def test_a_family_sweep_is_judged_by_the_spread_over_its_models(tmp_path: Path) -> None:
@@ -170,7 +166,7 @@ def test_only_studies_that_ran_it_are_judged(tmp_path: Path) -> None:
 
 def test_the_page_shows_the_table_only_to_reconstructions(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    told = sweep(tmp_path / "runs", {"muon": 0.05, "lion": 0.36}, APART)
+    told = sweep(tmp_path / "runs", {"muon": 0.05, "lion": 0.36})
     text = write_report(told, tmp_path / "report").read_text(encoding="utf-8")
     assert "reconstruction: agrees" in text and "initial sweep, by optimiser" in text
     assert "Not measured by this study, or not yet: EM rate under Adam, %" in text
