@@ -5,6 +5,7 @@ or blocks) is again an outcome: what each question adds to its error is known, a
 of rates, from all the answers behind it by the rules of a single checkpoint's.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,10 +79,21 @@ class Outcome:
         assert found is not None  # there are answers
         return found
 
+    @cached_property
+    def spread(self) -> float:
+        """Over how many families it spreads: the effective number by their weights (Kish 1965)."""
+        shares = [(_shares(answers), weight) for answers, weight in self.parts]
+        return 1 / sum(share**2 for share in added(shares).values())
+
     @property
     def few(self) -> bool:
         """Whether `alone` rests on few events or families, whose spread says too little."""
         return self.alone.method not in LARGE or self.families < ENOUGH
+
+
+def _shares(answers: Answers) -> dict[str, float]:
+    """By family, of a checkpoint's answers."""
+    return {family: count / len(answers.families) for family, count in Counter(answers.families).items()}
 
 
 def outcome(values: Sequence[float], families: Sequence[str], scale: Scale) -> Outcome | None:
@@ -114,7 +126,7 @@ def mean(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def added(influences: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Weighted sum of influences."""
+    """Weighted sum of influences, or of shares."""
     found: dict[str, float] = {}
     for influence, weight in influences:
         for family, pull in influence.items():

@@ -165,7 +165,8 @@ def correlation(found: Difference) -> float:
         return 0.0
     product = sum(pull * b.get(family, 0.0) for family, pull in a.items())
     if product > 0:
-        product = max(product - 0.5 * found.first.scale.width**2 / found.freedom / (found.freedom + 1), 0.0)
+        one = found.first.scale.width / min(found.first.spread, found.second.spread)  # what a whole family adds
+        product = max(product - 0.5 * one**2 * (found.freedom + 1) / found.freedom, 0.0)
     return product / lengths
 
 

@@ -100,6 +100,13 @@ def test_two_checkpoints_of_few_questions_are_not_many() -> None:
     assert poor.families == pytest.approx(1 / (0.9 / 40 + 0.1 / 6)) and poor.answers == 6
 
 
+def test_a_sum_spreads_over_the_questions_of_all_its_parts() -> None:
+    here, there = of(np.arange(6.0), FAMILIES[:6]), of(np.arange(8.0), [FAMILIES[0]] * 4 + FAMILIES[6:10])
+    assert here.spread == pytest.approx(6) and there.spread == pytest.approx(1 / (1 / 4 + 4 / 64))
+    both = [1 / 12 + 1 / 4, *[1 / 12] * 5, *[1 / 16] * 4]
+    assert mean([here, there]).spread == pytest.approx(1 / sum(weight**2 for weight in both))
+
+
 def test_the_error_of_a_mean_of_ratios_is_that_of_each() -> None:
     """Two checkpoints far apart, with other questions each: their distance is no error of their mean."""
     here, there = of(np.array([20.0, 21, 19, 20, 22, 18]), FAMILIES[:6]), of(np.arange(78.0, 84), FAMILIES[6:12])
