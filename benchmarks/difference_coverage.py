@@ -6,7 +6,8 @@ Two optimisers answer the same questions, four answers a question and seed, of w
 where a model is mostly incoherent). Questions differ alike for both, each optimiser has its own way with each question,
 and each seed of an optimiser is off by some: rates on the logit scale, scores on their own. The truth is the difference
 of means over all questions and seeds that there could be. Beside ours (`em_study.paired.judged`): square and add of two
-intervals that take answers as independent. Every cell gets the same number of repetitions and none is simulated again.
+intervals that take answers as independent. Every cell gets the same number of repetitions and none is simulated again;
+only a pair of which a seed has answers to fewer than two questions, which nothing is computed of, is drawn anew.
 """
 
 import argparse
@@ -188,8 +189,8 @@ def page(found: dict[Cell, Found], repetitions: int) -> str:
 
 `python -m benchmarks.difference_coverage --repetitions {repetitions} --write`: {len(found)} cells of
 {repetitions} simulated pairs (one standard error at 95 %: {100 * error(NOMINAL, repetitions):.1f} points), none
-simulated again. Both optimisers answer the same questions, {SIZE} answers a question and seed, of which all or a
-quarter count.
+simulated again (but a pair of which a seed has answers to fewer than two questions is drawn anew). Both optimisers
+answer the same questions, {SIZE} answers a question and seed, of which all or a quarter count.
 Standard deviations of questions, of an optimiser's own way with each, and of seeds are {rate.questions:g}, {rate.own:g}
 and {rate.seeds:g} on the logit scale of rates; {score.questions:g}, {score.own:g} and {score.seeds:g} of scores, whose
 answers vary by another {score.noise:g}. Cells of one seed whose seeds vary are not there: nothing shows that spread,
