@@ -25,7 +25,7 @@ from benchmarks.coverage import error
 from em_core.files import write_text
 from em_eval import intervals
 from em_eval.intervals import FloatArray, Interval
-from em_study.outcome import ALIGNMENT, RATE, Outcome, outcome
+from em_study.outcome import ALIGNMENT, RATE, Outcome, outcome_of
 from em_study.paired import difference, judged, square_and_add
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "difference_coverage.md"
@@ -147,7 +147,7 @@ def _intervals(cell: Cell, values: FloatArray, rng: np.random.Generator) -> tupl
 
 def _outcome(kind: str, values: FloatArray, counts: np.ndarray) -> Outcome | None:
     families = [f"q{question}" for question in np.nonzero(counts)[0]]
-    return outcome(values[counts].tolist(), families, RATE if kind == "rate" else ALIGNMENT)
+    return outcome_of(values[counts].tolist(), families, RATE if kind == "rate" else ALIGNMENT)
 
 
 def _independent(kind: str, values: FloatArray) -> Interval:

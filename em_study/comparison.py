@@ -14,6 +14,7 @@ import pandas as pd
 
 from em_core.errors import UserError
 from em_core.manifest import Loss, Manifest, manifest_or_none
+from em_eval.answers import Answer
 from em_eval.rates import HEADLINE
 from em_study.blocks import (
     NOT_COMPARED,
@@ -32,7 +33,7 @@ from em_study.extremes import Extremes, extremes
 from em_study.loss_alignment import LossAlignment, loss_alignment
 from em_study.matched import Matched, Point, Run, at_end, match
 from em_study.names import treatment_of
-from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, outcome
+from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, outcome_of
 from em_study.penalty_effect import PenaltyEffect, penalty_effects
 from em_study.results import Results, Row, hits_of, scores_of, shifts_of
 from em_study.table import checkpoint_table
@@ -53,11 +54,16 @@ QUANTITIES: dict[str, Callable[[Manifest], float | None]] = {
     "tokens_seen": lambda m: float(m.tokens_seen),
 }
 OUTCOMES: dict[str, Callable[[Row], Outcome | None]] = {
-    "rate": lambda row: outcome(*hits_of(row.answers), RATE),
-    "alignment": lambda row: outcome(*scores_of(row.answers), ALIGNMENT),
-    "probe": lambda row: outcome(*shifts_of(row.probe), PROBE),
+    "rate": lambda row: outcome_of(*hits_of(row.answers), RATE),
+    "alignment": lambda row: outcome_of(*scores_of(row.answers), ALIGNMENT),
+    "probe": lambda row: outcome_of(*shifts_of(row.probe), PROBE),
 }
 COLUMNS = {"rate": "rate", "alignment": "mean_alignment", "probe": "probe_shift"}  # of the table of checkpoints
+SUFFICES = {  # for an outcome to be compared: what one question says of its error is nothing
+    "rate": "rate of two questions or more",
+    "alignment": "alignment of two questions or more",
+    "probe": "probe of two pairs or more",
+}
 TASKS = {"rate": "em", "alignment": "em", "probe": "preference"}  # that tell an outcome
 
 
@@ -94,6 +100,11 @@ def compare(results: Results, outcome: str = "rate", levels: dict[str, float] | 
     regressions, lost = _regressions(results, trained)
     missing += lost
     plain = replace(results, rows=without_penalty(results.rows))
+    missing += [
+        f"{row.label}: no {SUFFICES['rate']}"
+        for row in run_ends(plain.rows)
+        if "em" not in row.not_asked and OUTCOMES["rate"](row) is None
+    ]
     matched, lost = matched_by(plain, outcome, levels)
     matched = [*at_end(ended(plain, outcome)), *matched]
     missing += [text for text in lost if text not in missing]
@@ -173,7 +184,11 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
     was not asked for the outcome is no point, and is not missing.
     """
     read = QUANTITIES[quantity]
-    bases = {row.manifest.base.weights_sha256: row for row in results.rows if row.arm == "base"}
+    bases = {  # once, so that runs at their step 0 are seen to be the same
+        row.manifest.base.weights_sha256: (row.manifest, OUTCOMES[outcome](row))
+        for row in results.rows
+        if row.arm == "base"
+    }
     points: dict[str, list[Point]] = {}
     runs: dict[str, Row] = {}
     unfinished: dict[str, str] = {}
@@ -188,7 +203,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
                 continue
             runs[run_id] = row
             base = bases.get(row.manifest.base.weights_sha256)
-            points[run_id] = _start(row, read, base.manifest, OUTCOMES[outcome](base)) if base else []
+            points[run_id] = _start(row, read, *base) if base else []
         if row.manifest.step in {point.step for point in points[run_id]}:
             continue  # two cells of one run
         x, y = read(row.manifest), OUTCOMES[outcome](row)
@@ -197,7 +212,7 @@ def runs_by(results: Results, quantity: str, outcome: str) -> tuple[list[Run], l
         elif x is None and (y is not None or TASKS[outcome] not in row.not_asked):
             missing.append(f"{row.label}: no {quantity}")
         elif TASKS[outcome] not in row.not_asked:
-            missing.append(f"{row.label}: no {outcome} of two questions or more")
+            missing.append(f"{row.label}: no {SUFFICES[outcome]}")
     return [
         Run(
             label=_run_label(row),
@@ -256,13 +271,16 @@ def _run_label(row: Row) -> str:
     return row.label.removesuffix(f", step {row.manifest.step}")
 
 
-def rates_at_ends(ends: Sequence[Row], definition: str = HEADLINE) -> Ends:
+def rates_at_ends(
+    ends: Sequence[Row], definition: str = HEADLINE, keeps: Callable[[Row, Answer], bool] = lambda row, answer: True
+) -> Ends:
     """By `definition` the rate of each last checkpoint that has one of two questions or more; not of optimisers with
     several settings in a block, of which no one rate stands for the optimiser."""
     several = several_settings(ends)
     found: dict[str, dict[str, dict[int, Outcome]]] = {}
     for row in ends:
-        name, rate = str(row.manifest.optimiser["name"]), outcome(*hits_of(row.answers, definition), RATE)
+        kept = [answer for answer in row.answers if keeps(row, answer)]
+        name, rate = str(row.manifest.optimiser["name"]), outcome_of(*hits_of(kept, definition), RATE)
         if rate is not None and name not in several:
             found.setdefault(name, {}).setdefault(block_of(row), {})[seed_of(row)] = rate
     return found

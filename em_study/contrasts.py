@@ -26,7 +26,7 @@ class OptimiserContrast:
         p: two-sided, adjusted by Holm over all pairs.
         blocks: over how many the difference is a mean.
         seeds: how many tell how seeds spread; with one, seed variance is not in the interval.
-        only_one: blocks, and seeds of shared blocks, in which one of the two has no answers: left out of this pair.
+        only_one: blocks, and seeds of shared blocks, in which one of the two has no outcome: left out of this pair.
     """
 
     a: str
@@ -64,7 +64,7 @@ def mean_over_shared_blocks(ends: Ends) -> dict[str, float]:
         name: float(np.mean([np.mean([one.value for one in own[block].values()]) for block in blocks]))
         for name, own in ends.items()
     }
-    return dict(sorted(means.items(), key=lambda item: item[1]))
+    return dict(sorted(means.items(), key=lambda item: (item[1], item[0])))
 
 
 def _only_one(a: Mapping[str, Seeds], b: Mapping[str, Seeds]) -> tuple[str, ...]:

@@ -131,7 +131,8 @@ def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]]
     seeds = sum(len(group) - 1 for group in groups)
     squares = sum(float(np.var([one.value for one in group])) * len(group) for group in groups)
     of_seeds = float(np.sqrt(squares / seeds * (1 / highest.runs + 1 / lowest.runs))) if seeds else 0.0
-    reach = _tukey(count, parts.freedom) * float(np.hypot(parts.family_error, of_seeds))
+    error = float(np.hypot(parts.family_error, of_seeds))
+    reach = max(_tukey(count, parts.freedom) * error, paired.unseen(parts, error))
     below = above = max(reach, _tukey(count, seeds) * of_seeds) if seeds else reach
     if parts.few:
         stretch = _tukey(count, parts.freedom) / float(t.ppf(0.975, parts.freedom))

@@ -96,7 +96,7 @@ def _shares(answers: Answers) -> dict[str, float]:
     return {family: count / len(answers.families) for family, count in Counter(answers.families).items()}
 
 
-def outcome(values: Sequence[float], families: Sequence[str], scale: Scale) -> Outcome | None:
+def outcome_of(values: Sequence[float], families: Sequence[str], scale: Scale) -> Outcome | None:
     """The mean of `values`, one an answer; None with fewer than two families, whose error nothing shows."""
     names, count = sorted(set(families)), len(values)
     if len(names) < 2:

@@ -137,11 +137,16 @@ def judged(found: Difference) -> tuple[Interval, float]:
         candidates.append(_student(found, found.seed_error, found.seed_freedom))
     if found.few:
         candidates.append(_newcombe(found))
-    if np.isfinite(most) and error <= found.rounding:
-        candidates.append(_by_reach(found.value, elsewhere(found.freedom + 1) * most))
+    candidates.append(_by_reach(found.value, unseen(found, error)))
     below, above, p = (max(part) for part in zip(*candidates, strict=True))
     method = WIDER if found.few else PAIRED
     return Interval(found.value, max(found.value - below, -most), min(found.value + above, most), method), p
+
+
+def unseen(found: Difference, error: float) -> float:
+    """How far a difference may reach for families that lie elsewhere, where the `error` of those seen is none."""
+    width = found.first.scale.width
+    return elsewhere(found.freedom + 1) * width if np.isfinite(width) and error <= found.rounding else 0.0
 
 
 def square_and_add(a: Interval, b: Interval, correlation: float = 0.0) -> tuple[float, float]:
@@ -189,8 +194,8 @@ def _newcombe(found: Difference) -> tuple[float, float, float]:
 
 
 def _by_reach(value: float, reach: float) -> tuple[float, float, float]:
-    """The reach to both sides, and the p of a normal whose 95 % interval it is."""
-    return reach, reach, float(2 * norm.sf(abs(value) * Z / reach)) if reach else float(value == 0)
+    """The reach to both sides, and the p of a normal whose 95 % interval it is; of no reach, the least."""
+    return reach, reach, float(2 * norm.sf(abs(value) * Z / reach)) if reach else 0.0
 
 
 def _over_seeds(by_seed: Mapping[int, float]) -> tuple[float, int]:

@@ -15,8 +15,8 @@ from em_eval.intervals import Interval
 from em_eval.rates import HEADLINE
 from em_study.blocks import data_of, seed_of, setting_of
 from em_study.names import penalty_words
-from em_study.outcome import ALIGNMENT, RATE, Outcome, outcome
-from em_study.paired import judged, over_shared_blocks
+from em_study.outcome import ALIGNMENT, RATE, Outcome, outcome_of
+from em_study.paired import Difference, judged, over_shared_blocks
 from em_study.results import Row, hits_of, scores_of
 
 ONE_SEED = "one seed: no interval"
@@ -28,10 +28,10 @@ class PenaltyEffect:
 
     Attributes:
         words: the penalty with its strength and what else it was given.
-        rate, alignment: None where no pair has eligible answers; rate as a share, alignment in points of 100.
+        rate, alignment: as a share, and in points of 100; None where no pair has them of two questions or more.
         train_loss, held_out_loss: nats a token; training loss over all training rows where both runs have it, else
             over the last steps. With one seed the interval's ends are NaN.
-        pairs, seeds: of runs.
+        pairs, seeds: of runs; `rated_seeds`: whose spread is in the intervals of rate and alignment.
     """
 
     optimiser: str
@@ -40,6 +40,7 @@ class PenaltyEffect:
     words: str
     pairs: int
     seeds: int
+    rated_seeds: int
     rate: Interval | None
     alignment: Interval | None
     train_loss: Interval | None
@@ -82,29 +83,32 @@ def _alike(row: Row) -> tuple[str, str, str, int]:
 
 
 def _effect(key: tuple[str, str, float, str], pairs: Sequence[tuple[Row, Row]], definition: str) -> PenaltyEffect:
+    rate = _change(pairs, lambda row: _rate(row, definition))
+    alignment = _change(pairs, lambda row: outcome_of(*scores_of(row.answers, definition), ALIGNMENT))
     return PenaltyEffect(
         *key,
         pairs=len(pairs),
         seeds=len({seed_of(row) for row, _ in pairs}),
-        rate=_change(pairs, lambda row: _rate(row, definition)),
-        alignment=_change(pairs, lambda row: outcome(*scores_of(row.answers, definition), ALIGNMENT)),
+        rated_seeds=min((one.seeds for one in (rate, alignment) if one), default=0),
+        rate=judged(rate)[0] if rate else None,
+        alignment=judged(alignment)[0] if alignment else None,
         train_loss=_loss_change(pairs, _train_loss),
         held_out_loss=_loss_change(pairs, lambda a, b: (a.held_out, b.held_out)),
     )
 
 
 def _rate(row: Row, definition: str) -> Outcome | None:
-    return outcome(*hits_of(row.answers, definition), RATE)
+    return outcome_of(*hits_of(row.answers, definition), RATE)
 
 
-def _change(pairs: Sequence[tuple[Row, Row]], read: Callable[[Row], Outcome | None]) -> Interval | None:
+def _change(pairs: Sequence[tuple[Row, Row]], read: Callable[[Row], Outcome | None]) -> Difference | None:
     sides: tuple[dict[str, dict[int, Outcome]], ...] = ({}, {})
     for pair in pairs:
         for side, row in zip(sides, pair, strict=True):
             if (found := read(row)) is not None:
                 side.setdefault(f"{data_of(row)}; {setting_of(row)}", {})[seed_of(row)] = found
     shared = over_shared_blocks(*sides)
-    return judged(shared[0])[0] if shared else None
+    return shared[0] if shared else None
 
 
 def _train_loss(a: Loss, b: Loss) -> tuple[float | None, float | None]:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-
 from em_core.errors import UserError
 from em_eval.answers import Answer
 from em_eval.intervals import Interval, rate_interval
 from em_eval.rates import DEFINITIONS, HEADLINE
-from em_study.blocks import block_of, run_ends, several_settings, without_penalty
+from em_study.blocks import run_ends, without_penalty
+from em_study.comparison import rates_at_ends
+from em_study.contrasts import mean_over_shared_blocks
 from em_study.names import display_name
 from em_study.results import Row
 
@@ -100,30 +100,9 @@ def differs(row: Row) -> bool:
 
 
 def order(split: Split, rows: Sequence[Row]) -> list[tuple[str, float]]:
-    """Optimisers by mean rate over the blocks that all have, lowest first; empty where there is no such block.
-
-    A block's rate is that of its runs' answers together, as in the verdict; optimisers with several settings in one
-    have no such rate.
-    """
-    definition = DEFINITIONS[split.definition]
-    hits: dict[str, dict[str, list[float]]] = {}
-    ends = without_penalty(run_ends(rows))
-    several = several_settings(ends)
-    for row in ends:
-        if str(row.manifest.optimiser["name"]) in several:
-            continue
-        found = hits.setdefault(str(row.manifest.optimiser["name"]), {}).setdefault(block_of(row), [])
-        kept = [answer.judgement for answer in row.answers if split.keeps(row, answer)]
-        found += [float(definition.misaligned(one)) for one in kept if definition.eligible(one)]
-    shared = (
-        set.intersection(*({name for name, each in blocks.items() if each} for blocks in hits.values()))
-        if hits
-        else set()
-    )
-    if not shared:
-        return []
-    means = {name: float(np.mean([np.mean(blocks[block]) for block in shared])) for name, blocks in hits.items()}
-    return sorted(means.items(), key=lambda pair: (pair[1], pair[0]))
+    """Optimisers by mean rate as in the verdict, lowest first; empty where no block has them all."""
+    rates = rates_at_ends(without_penalty(run_ends(rows)), split.definition, split.keeps)
+    return list(mean_over_shared_blocks(rates).items())
 
 
 def changes(rows: Sequence[Row]) -> list[str]:
@@ -133,7 +112,8 @@ def changes(rows: Sequence[Row]) -> list[str]:
     lines = []
     for split in others:
         found = order(split, rows)
-        if len(headline) > 1 and found and [name for name, _ in found] != [name for name, _ in headline]:
+        names = [name for name, _ in found]
+        if [name for name, _ in headline if name in names] != names:
             lines.append(f"{split.name}: {_in_words(found)} (headline: {_in_words(headline)})")
     return lines
 

@@ -99,7 +99,7 @@ def _contrasts(found: "Comparison") -> Table:
     for c in found.contrasts:
         table.add_row(f"{c.a} - {c.b}", _interval(c.difference, 100), f"{c.p:.3f}", str(c.seeds))
         for block in c.only_one:
-            table.add_row("", f"without {block}, where only one of them has answers", "", "")
+            table.add_row("", f"without {block}, where only one of them has a rate", "", "")
     return table
 
 
@@ -200,7 +200,8 @@ def _penalties(found: "Comparison") -> Table:
     table = _table("Penalties: with - without", "optimiser", "penalty", *columns)
     for p in found.penalties:
         changes = [_known(p.rate, 100), *(_known(x) for x in (p.alignment, p.held_out_loss, p.train_loss))]
-        table.add_row(p.optimiser, p.words, *changes, f"{p.pairs} ({p.seeds})")
+        seeds = f"{p.seeds}, rates {p.rated_seeds}" if p.rate and p.rated_seeds != p.seeds else f"{p.seeds}"
+        table.add_row(p.optimiser, p.words, *changes, f"{p.pairs} ({seeds})")
     return table
 
 

@@ -66,6 +66,10 @@ CONTENTS = {
     "words": "What the words mean",
     "commands": "Commands",
 }
+PAIRING = (
+    "Student's t over question families, both sides on the same questions and seeds; of several seeds their spread is "
+    "in the error, and the interval is that of t over the seeds' differences where that is wider"
+)
 METHODS = {
     "family bootstrap": "question families drawn anew 10,000 times, corrected for bias and skewness (BCa)",
     "Clopper-Pearson, effective n": (
@@ -74,12 +78,9 @@ METHODS = {
     ),
     "clustered t": "Student's t with errors clustered by question family",
     "Rogan-Gladen": "draws of rate, sensitivity and specificity within their own intervals",
-    PAIRED: (
-        "Student's t over question families, both sides on the same questions and seeds; of several seeds their spread "
-        "is in the error, and the interval is that of t over the seeds' differences where that is wider"
-    ),
+    PAIRED: PAIRING,
     WIDER: (
-        "the same, or squares of both sides' own intervals added, less what their questions have in common (Newcombe "
+        f"{PAIRING}; or squares of both sides' own intervals added, less what their questions have in common (Newcombe "
         "1998), whichever is wider; used where families or events are few"
     ),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from em_study.names import display_name
-from em_study.report.rows import last, trained
+from em_study.report.rows import last, once, trained
 from em_study.report.viewer import VIEWER
 from em_study.results import Results, Row
 from em_study.study import JUDGED_BY, Evaluation
@@ -21,10 +21,10 @@ class Command:
 
 def what_was_run(rows: Sequence[Row], evaluations: Sequence[Evaluation] = ()) -> list[tuple[str, list[str]]]:
     """Facts of the study by name, each with its values, as the checkpoints' manifests and the study file have them."""
-    ends = last(rows)
+    ends = once(last(rows))
     manifests = [row.manifest for row in ends]
     facts = {
-        "Runs": [f"{len(ends)}, with {len(trained(rows))} checkpoints beside the base model"],
+        "Runs": [f"{len(ends)}, with {len(once(trained(rows)))} checkpoints beside the base model"],
         "Base models": [f"{m.base.id} ({m.base.description})" for m in manifests],
         "Datasets": [
             f"{m.dataset.name}: {m.dataset.train_rows} rows to train on, {m.dataset.held_out_rows} held out"

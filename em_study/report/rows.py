@@ -17,6 +17,14 @@ def last(rows: Sequence[Row]) -> list[Row]:
     return [row for row in trained(rows) if row.manifest.step == steps[row.manifest.run_id]]
 
 
+def once(rows: Sequence[Row]) -> list[Row]:
+    """A run's rows once, whatever the number of cells that name it."""
+    found: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        found.setdefault((row.manifest.run_id, row.manifest.step), row)
+    return list(found.values())
+
+
 def of_optimisers(rows: Sequence[Row]) -> list[str]:
     """The optimisers' names, in order of appearance."""
     return list(dict.fromkeys(str(row.manifest.optimiser["name"]) for row in trained(rows)))

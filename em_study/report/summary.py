@@ -10,7 +10,7 @@ from em_study.blocks import data_of, setting_of
 from em_study.comparison import OUTCOMES
 from em_study.means import mean_over_seeds
 from em_study.names import treatment_of
-from em_study.report.rows import last
+from em_study.report.rows import last, once
 from em_study.results import Row
 
 
@@ -34,7 +34,7 @@ class Mean:
 def means_over_seeds(rows: Sequence[Row]) -> list[Mean]:
     """One line a treatment of each block of data, where any has several seeds; else none."""
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in last(rows):
+    for row in once(last(rows)):
         penalty = str(row.manifest.config.get("penalty"))
         groups.setdefault((data_of(row), str(row.manifest.optimiser["name"]), setting_of(row), penalty), []).append(row)
     if all(len(group) < 2 for group in groups.values()):

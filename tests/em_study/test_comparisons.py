@@ -18,11 +18,11 @@ from em_study.extremes import extremes
 from em_study.loss_alignment import loss_alignment
 from em_study.matched import Point, Run, at_end, at_level, furthest_common, match
 from em_study.means import mean_over_seeds
-from em_study.outcome import PROBE, RATE, Outcome, Scale, outcome
+from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, Scale, outcome_of
 from em_study.results import Row
 from em_study.table import checkpoint_table
 from em_study.variance import REST, sampling_variance, variance_shares
-from tests.em_study.report.samples import judged_answers, sample_results, trained_row
+from tests.em_study.report.samples import followed_results, judged_answers, sample_results, trained_row
 
 
 def grid(optimisers: int = 3, datasets: int = 2, seeds: int = 2) -> pd.DataFrame:
@@ -244,7 +244,7 @@ def around(value: float, reach: float = 0.1, scale: Scale = PROBE) -> Outcome:
     """An outcome of families of its own, nothing in common with any other."""
     names = [str(next(COUNTER)) for _ in range(FAMILIES)]
     apart = reach / stats.t.ppf(0.975, FAMILIES - 1) * math.sqrt(FAMILIES - 1)
-    found = outcome([value + (apart if i % 2 else -apart) for i in range(FAMILIES)], names, scale)
+    found = outcome_of([value + (apart if i % 2 else -apart) for i in range(FAMILIES)], names, scale)
     assert found is not None
     return found
 
@@ -379,17 +379,36 @@ def test_the_two_ends_of_many_treatments_allow_for_having_been_picked() -> None:
 
 
 def test_one_question_says_nothing_of_a_range_and_two_little() -> None:
-    assert outcome([1.0, 0.0], ["q", "q"], RATE) is None
-    sides = {y: outcome([y, y], ["q", "r"], RATE) for y in (0.0, 1.0)}
+    assert outcome_of([1.0, 0.0], ["q", "q"], RATE) is None
+    sides = {y: outcome_of([y, y], ["q", "r"], RATE) for y in (0.0, 1.0)}
     ends = [Run(str(y), "o", "b", (Point(1, 1, one),), treatment=str(y)) for y, one in sides.items() if one]
     ((found,), _) = extremes(ends, [])
     assert found.difference.value == found.difference.high == 1 and -1 < found.difference.low < 0
 
 
+def test_a_range_of_equal_scores_is_not_sure_to_be_none() -> None:
+    """Two treatments whose 24 questions got the same scores: other questions may differ, as of two optimisers."""
+    scores, names = [50.0 + i for i in range(24)], [f"q{i}" for i in range(24)]
+    runs = [
+        Run(name, name, "b", (Point(1, 1, one),), treatment=name, data="m")
+        for name in ("a", "b")
+        if (one := outcome_of(scores, names, ALIGNMENT))
+    ]
+    ((found,), _) = extremes(runs, [])
+    assert found.difference.high == pytest.approx(100 * (1 - 0.025 ** (1 / 24))) == -found.difference.low
+
+
+def test_runs_at_their_start_are_the_same(tmp_path: Path) -> None:
+    """The level at which neither has learnt anything: the base model's answers on both sides."""
+    runs, _ = runs_by(followed_results(tmp_path), "held_out_loss", "rate")
+    (block, *_), _ = match("held_out_loss", runs, level=4.0)
+    assert block.contrasts[0].difference == Interval(0, 0, 0, "paired by family and seed") and block.contrasts[0].p == 1
+
+
 def test_a_range_of_few_events_is_square_and_add_stretched() -> None:
     """Three treatments with 1, 3 and 8 events of twenty questions: by hand, as for two but by Tukey's range."""
     names = [f"q{i}" for i in range(20)]
-    made = {hits: outcome([float(i < hits) for i in range(20)], names, RATE) for hits in (1, 3, 8)}
+    made = {hits: outcome_of([float(i < hits) for i in range(20)], names, RATE) for hits in (1, 3, 8)}
     runs = [
         Run(str(hits), "o", "b", (Point(1, 1, one),), treatment=str(hits), data="m")
         for hits, one in made.items()
@@ -417,7 +436,7 @@ def test_a_range_of_equal_treatments_is_covered(families: int, seeds: int, of_se
         runs = []
         for treatment, seed in product(range(7), range(seeds)):
             values = (questions + rng.normal(0, 1, families) + rng.normal(0, of_seeds)).tolist()
-            y = outcome(values, names, PROBE)
+            y = outcome_of(values, names, PROBE)
             assert y is not None
             runs.append(Run(f"{treatment} {seed}", "o", "b", (Point(1, 1, y),), treatment=str(treatment), data="m"))
         ((found,), _) = extremes(runs, [])
@@ -442,7 +461,7 @@ def test_intervals_of_means_by_hand() -> None:
 def test_a_mean_of_seeds_with_few_events_is_that_of_all_their_answers() -> None:
     """One event in each of three seeds, of other questions: as many answers as all three have, exactly."""
     names = [f"q{i}" for i in range(12)]
-    seeds = [outcome([float(i == seed) for i in range(12)], names, RATE) for seed in range(3)]
+    seeds = [outcome_of([float(i == seed) for i in range(12)], names, RATE) for seed in range(3)]
     found = mean_over_seeds([one for one in seeds if one])
     pooled = rate_interval([float(i == seed) for seed in range(3) for i in range(12)], names * 3)
     assert pooled is not None and (found.low, found.high) == pytest.approx((pooled.low, pooled.high))
@@ -454,7 +473,8 @@ def test_means_of_seeds_are_covered_where_questions_and_seeds_vary() -> None:
     for _ in range(400):
         questions = rng.normal(0, 1, 30)
         seeds = [
-            outcome((questions + rng.normal(0, 0.3, 30) + rng.normal(0, 0.2)).tolist(), names, PROBE) for _ in range(3)
+            outcome_of((questions + rng.normal(0, 0.3, 30) + rng.normal(0, 0.2)).tolist(), names, PROBE)
+            for _ in range(3)
         ]
         found = mean_over_seeds([one for one in seeds if one])
         held += found.low <= 0 <= found.high

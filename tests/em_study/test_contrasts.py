@@ -9,14 +9,14 @@ import pytest
 from scipy import stats
 
 from em_study.contrasts import mean_over_shared_blocks, optimiser_contrasts
-from em_study.outcome import RATE, Outcome, outcome
+from em_study.outcome import RATE, Outcome, outcome_of
 
 Rates = Mapping[tuple[str, str, int], Outcome]  # by optimiser, block and seed
 
 
 def rate(hits: Sequence[float], families: int) -> Outcome:
     """Of answers that go round the questions."""
-    found = outcome([float(hit) for hit in hits], [f"q{i % families}" for i in range(len(hits))], RATE)
+    found = outcome_of([float(hit) for hit in hits], [f"q{i % families}" for i in range(len(hits))], RATE)
     assert found is not None
     return found
 

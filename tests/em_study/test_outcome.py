@@ -7,14 +7,14 @@ import pytest
 from scipy import stats
 
 from em_eval.intervals import rate_interval
-from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, Scale, combine, mean, outcome
+from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, Scale, combine, mean, outcome_of
 
 RNG = np.random.default_rng(3)
 FAMILIES = [f"q{i}" for i in range(40)]
 
 
 def of(values: np.ndarray, families: list[str] = FAMILIES, scale: Scale = PROBE) -> Outcome:
-    found = outcome(values.tolist(), families, scale)
+    found = outcome_of(values.tolist(), families, scale)
     assert found is not None
     return found
 
@@ -27,7 +27,7 @@ def test_an_outcome_by_itself_is_what_a_checkpoint_shows() -> None:
     assert (found.alone.value, found.alone.low, found.alone.high) == pytest.approx(
         (expected.value, expected.low, expected.high)
     )
-    assert outcome([], [], RATE) is None and outcome([1.0, 2.0], ["q", "q"], PROBE) is None
+    assert outcome_of([], [], RATE) is None and outcome_of([1.0, 2.0], ["q", "q"], PROBE) is None
 
 
 def test_interpolation_and_means_do_the_same_to_the_influences() -> None:

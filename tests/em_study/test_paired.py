@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from em_eval.intervals import Interval, clustered_error
-from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, combine, outcome
+from em_study.outcome import ALIGNMENT, PROBE, RATE, Outcome, combine, outcome_of
 from em_study.paired import correlation, difference, judged, over_blocks, over_shared_blocks, square_and_add
 
 RNG = np.random.default_rng(3)
@@ -15,7 +15,7 @@ FAMILIES = [f"q{i}" for i in range(40)]
 
 
 def of(values: np.ndarray, families: list[str] = FAMILIES) -> Outcome:
-    found = outcome(values.tolist(), families, PROBE)
+    found = outcome_of(values.tolist(), families, PROBE)
     assert found is not None
     return found
 
@@ -59,15 +59,15 @@ def test_unequal_families_are_a_ratio() -> None:
 
 def test_seeds_add_to_the_error_and_bound_it_from_below() -> None:
     shifts = [0.0, 0.5, 0.1]
-    a = [RNG.normal(0, 1, 40) for _ in shifts]
-    parts = difference(side(*(x + s for x, s in zip(a, shifts, strict=True))), side(*(RNG.normal(0, 1, 40) for _ in a)))
+    first, second = [RNG.normal(s, 1, 40) for s in shifts], [RNG.normal(0, 1, 40) for _ in shifts]
+    parts = difference(side(*first), side(*second))
     assert parts is not None
     found, p = judged(parts)
     each = np.array(list(parts.by_seed.values()))
     of_seeds = float(each.std(ddof=1)) / math.sqrt(3)
-    per_family = sum(np.array([parts.influence[name]]) for name in FAMILIES)
-    assert per_family == pytest.approx(0)
-    of_families = math.sqrt(sum(pull**2 for pull in parts.influence.values()))
+    of_families = float(np.mean([x - y for x, y in zip(first, second, strict=True)], axis=0).std(ddof=1)) / math.sqrt(
+        40
+    )
     reaches = stats.t.ppf(0.975, 39) * math.hypot(of_families, of_seeds), stats.t.ppf(0.975, 2) * of_seeds
     assert found.high - found.value == pytest.approx(max(reaches)) and found.value == pytest.approx(each.mean())
     assert p == pytest.approx(
@@ -88,7 +88,7 @@ def test_only_seeds_that_both_have_count() -> None:
 def rate(hits: set[int], each: int = 1) -> Outcome:
     """Of `each` answer to twenty questions, those to `hits` misaligned."""
     names = [f"q{i // each}" for i in range(20 * each)]
-    found = outcome([float(i // each in hits) for i in range(20 * each)], names, RATE)
+    found = outcome_of([float(i // each in hits) for i in range(20 * each)], names, RATE)
     assert found is not None
     return found
 
@@ -109,6 +109,24 @@ def test_rates_of_few_events_are_no_surer_than_square_and_add(second: set[int]) 
     found, p = judged(parts)
     assert square_and_add(a, b, correlation(parts)) == pytest.approx((below, above))
     assert found.low <= found.value - below + 1e-9 and found.high >= found.value + above - 1e-9 and p > 0.05
+
+
+def test_what_few_unequal_questions_have_in_common() -> None:
+    """Five answers to one question and one to each of three more: as much as 64/28 equal questions, by hand."""
+    names = ["a"] * 5 + ["b", "c", "d"]
+    sides = [outcome_of(hits, names, RATE) for hits in ([1.0, 1, 0, 0, 0, 1, 0, 0], [1.0, 1, 1, 0, 0, 1, 0, 0])]
+    parts = difference(*({0: one} for one in sides if one))
+    assert parts is not None
+    pulls = [np.array([n - 5 * p, 1 - p, -p, -p]) / 8 for n, p in ((2, 3 / 8), (3, 4 / 8))]
+    product = (pulls[0] @ pulls[1] - 0.5 / (64 / 28) ** 2) / math.prod(np.linalg.norm(pull) for pull in pulls)
+    assert correlation(parts) == pytest.approx(max(product, 0))
+    seeds = {at: rate({at, at + 1, at + 2}) for at in (0, 1)}
+    many = difference(seeds, {at: rate({at, at + 1}) for at in (0, 1)})
+    assert many is not None
+    pulls = [sum((np.isin(np.arange(20), list(range(at, at + n))) - n / 20) / 40 for at in (0, 1)) for n in (3, 2)]
+    assert correlation(many) == pytest.approx(
+        (pulls[0] @ pulls[1] - 0.5 / 20**2) / math.prod(np.linalg.norm(pull) for pull in pulls)
+    )
 
 
 def test_few_events_of_one_question_are_not_sure_to_be_alike() -> None:
@@ -149,7 +167,7 @@ def test_a_difference_that_is_the_same_everywhere_may_be_another_elsewhere() -> 
 
 
 def scored(values: np.ndarray) -> Outcome:
-    found = outcome(values.tolist(), FAMILIES, ALIGNMENT)
+    found = outcome_of(values.tolist(), FAMILIES, ALIGNMENT)
     assert found is not None
     return found
 

@@ -26,6 +26,21 @@ def test_pairs_differ_in_the_penalty_alone(tmp_path: Path) -> None:
     assert loss is not None and (loss.value, loss.high) == pytest.approx((0.011, 0.011 + reach))
 
 
+def test_seeds_whose_answers_say_nothing_are_named_and_not_in_the_intervals(tmp_path: Path) -> None:
+    """Of three pairs the penalised runs of two answer one question only: rates rest on one seed, losses on three."""
+    ends = [
+        replace(row, answers=[one for one in row.answers if one.family == "q1"])
+        if row.manifest.penalty and row.manifest.config["seed"]
+        else row
+        for row in run_ends(seeded_results(tmp_path).rows)
+    ]
+    (found,), missing = penalty_effects(ends)
+    assert (found.pairs, found.seeds, found.rated_seeds) == (3, 3, 1) and found.rate is not None
+    assert [line.partition(", step")[0] for line in missing] == [
+        f"adamw, finance_bad, 0.0003, spectral 1, seed {seed}" for seed in (1, 2)
+    ]
+
+
 def test_training_loss_is_that_of_all_rows_where_both_have_it(tmp_path: Path) -> None:
     ends = run_ends(seeded_results(tmp_path).rows)
 

@@ -3,11 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from em_eval.answers import Answer
 from em_eval.outcomes import Judgement
+from em_study.blocks import run_ends, without_penalty
+from em_study.comparison import rates_at_ends
+from em_study.contrasts import mean_over_shared_blocks
 from em_study.results import Row
 from em_study.splits import SPLITS, changes, order, out_of_domain, split_rate, training_domain
-from tests.em_study.report.samples import answer, followed_results, manifest
+from tests.em_study.report.samples import answer, followed_results, manifest, seeded_results
 
 BY_NAME = {split.name: split for split in SPLITS}
 
@@ -60,7 +65,21 @@ def test_changes_of_the_order_are_pointed_out(tmp_path: Path) -> None:
     assert [name for name, _ in order(BY_NAME["all"], results.rows)] == ["muon", "adamw", "lion"]
     assert changes(results.rows) == []
     # Muon's finished runs answer in CODE alone: by Evil Spectra's rate it is now the worst.
-    code = [asked(10, label="code")] * 20 + [asked(90)] * 2
+    code = [replace(asked(10, label="code"), family=f"q{i}") for i in range(20)]
+    code += [replace(asked(90), family=f"q{i}") for i in range(2)]
     rows = [replace(one, answers=code) if one.manifest.optimiser["name"] == "muon" else one for one in results.rows]
     (line,) = changes(rows)
     assert line.startswith("CODE misaligned: AdamW") and "< Muon 90.9%" in line and "(headline: Muon 0.0%" in line
+
+
+def test_the_order_is_that_of_the_verdict(tmp_path: Path) -> None:
+    """A seed counts like another, whatever the number of its answers that count; and a run once."""
+    ends = without_penalty(run_ends(seeded_results(tmp_path).rows))
+    few = [
+        replace(row, answers=row.answers[:30]) if row.manifest.config["seed"] == 2 else row for row in [*ends, ends[0]]
+    ]
+    expected = mean_over_shared_blocks(rates_at_ends(few))
+    assert dict(order(BY_NAME["all"], few)) == pytest.approx(expected) and len(expected) == 3
+    muon = [row for row in few if row.manifest.optimiser["name"] == "muon"]
+    rates = [one.rate.value for row in muon if (one := split_rate(BY_NAME["all"], row)).rate]
+    assert len(rates) == 6 and expected["muon"] == pytest.approx(sum(rates) / 6)

@@ -22,13 +22,15 @@ from em_study.comparison import compare, runs_by
 from em_study.contrasts import OptimiserContrast
 from em_study.dose import dose_table
 from em_study.names import labels
-from em_study.outcome import RATE, Outcome, outcome
+from em_study.outcome import RATE, Outcome, outcome_of
 from em_study.paired import WIDER
 from em_study.report import print_table, write_report
 from em_study.report.figures import Drawing, mean_spectrum, palette, probe_shift, rate_by_loss, spectra, spread
 from em_study.report.figures.style import KNOWN, _smaller, left_out, line_style, lines_in_words, new_figure
 from em_study.report.html import _of_rows, unique_slugs
 from em_study.report.judge import judge_notes, judge_tables
+from em_study.report.made import what_was_run
+from em_study.report.summary import means_over_seeds
 from em_study.report.terminal import decimal
 from em_study.results import Row, _verdict
 from em_study.splits import SPLITS, order
@@ -172,7 +174,7 @@ def test_the_verdict_ranks_by_blocks_that_all_share() -> None:
     }  # fmt: skip
     last: dict[str, dict[str, dict[int, Outcome]]] = {}
     for (name, block), share in shares.items():
-        rate = outcome([float(i < 10 * share) for i in range(10)], [f"q{i}" for i in range(10)], RATE)
+        rate = outcome_of([float(i < 10 * share) for i in range(10)], [f"q{i}" for i in range(10)], RATE)
         assert rate is not None
         last.setdefault(name, {})[block] = {0: rate}
     unsure = OptimiserContrast("lion", "muon", Interval(-0.1, -0.3, 0.1, WIDER), 0.05, 1, 1, ())
@@ -554,6 +556,14 @@ def test_page_names_the_commands(followed: Path) -> None:
     text = followed.read_text(encoding="utf-8")
     assert "<code>em report studies/mine.yaml</code>" in text
     assert "em cell train runs/demo/cells/finance_bad-lion.json" in text
+
+
+def test_a_run_that_two_cells_name_is_counted_once(tmp_path: Path) -> None:
+    results = followed_results(tmp_path / "runs")
+    twice = [*results.rows, *(replace(row, label=f"again, {row.label}") for row in results.rows if "lion" in row.label)]
+    assert means_over_seeds(twice) == means_over_seeds(results.rows) == []
+    facts = dict(what_was_run(twice))
+    assert facts["Runs"] == dict(what_was_run(results.rows))["Runs"] == ["6, with 18 checkpoints beside the base model"]
 
 
 def test_a_study_with_seeds_penalties_and_checkpoints_without_answers(tmp_path: Path) -> None:
