@@ -112,8 +112,8 @@ def changes(rows: Sequence[Row]) -> list[str]:
     lines = []
     for split in others:
         found = order(split, rows)
-        names = [name for name, _ in found]
-        if [name for name, _ in headline if name in names] != names:
+        both = {name for name, _ in found} & {name for name, _ in headline}
+        if [name for name, _ in found if name in both] != [name for name, _ in headline if name in both]:
             lines.append(f"{split.name}: {_in_words(found)} (headline: {_in_words(headline)})")
     return lines
 
