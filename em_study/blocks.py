@@ -18,15 +18,23 @@ SETTINGS = ("lr", "hyperparameters", "schedule", "training")  # columns of the t
 def run_ends(rows: Sequence[Row]) -> list[Row]:
     """The last checkpoint of each run on narrow data; a run that is not done has no end yet. Once, whatever the number
     of cells that name it."""
-    trained = [row for row in rows if row.arm not in NOT_COMPARED and trained_to_its_end(row)]
-    last: dict[str, int] = {}
-    for row in trained:
-        last[row.manifest.run_id] = max(row.manifest.step, last.get(row.manifest.run_id, 0))
-    ends: dict[str, Row] = {}
-    for row in trained:
-        if row.manifest.step == last[row.manifest.run_id]:
-            ends.setdefault(row.manifest.run_id, row)
-    return list(ends.values())
+    return once(last_of_runs([row for row in rows if row.arm not in NOT_COMPARED and trained_to_its_end(row)]))
+
+
+def last_of_runs(rows: Sequence[Row]) -> list[Row]:
+    """Of each run the rows of its last checkpoint among these."""
+    steps: dict[str, int] = {}
+    for row in rows:
+        steps[row.manifest.run_id] = max(row.manifest.step, steps.get(row.manifest.run_id, 0))
+    return [row for row in rows if row.manifest.step == steps[row.manifest.run_id]]
+
+
+def once(rows: Sequence[Row]) -> list[Row]:
+    """A run's rows once, whatever the number of cells that name it."""
+    found: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        found.setdefault((row.manifest.run_id, row.manifest.step), row)
+    return list(found.values())
 
 
 def trained_to_its_end(row: Row) -> bool:

@@ -128,9 +128,8 @@ def _range(highest: Reached, lowest: Reached, outcomes: dict[str, list[Outcome]]
     sides = [{0: mean(outcomes[reached.treatment])} for reached in (highest, lowest)]
     parts = paired.difference(*sides)
     assert parts is not None  # both sides are under one key: seeds are added here
-    seeds = sum(len(group) - 1 for group in groups)
-    squares = sum(float(np.var([one.value for one in group])) * len(group) for group in groups)
-    of_seeds = float(np.sqrt(squares / seeds * (1 / highest.runs + 1 / lowest.runs))) if seeds else 0.0
+    variance, seeds = paired.pooled_variance([[one.value for one in group] for group in groups])
+    of_seeds = float(np.sqrt(variance * (1 / highest.runs + 1 / lowest.runs)))
     error = float(np.hypot(parts.family_error, of_seeds))
     reach = max(_tukey(count, parts.freedom) * error, paired.unseen(parts, error))
     below = above = max(reach, _tukey(count, seeds) * of_seeds) if seeds else reach

@@ -7,7 +7,7 @@ from scipy.stats import t
 
 from em_eval.intervals import Interval
 from em_study.outcome import Outcome, mean
-from em_study.paired import Z
+from em_study.paired import Z, spread_of_seeds
 
 
 def mean_over_seeds(outcomes: Sequence[Outcome]) -> Interval:
@@ -20,8 +20,8 @@ def mean_over_seeds(outcomes: Sequence[Outcome]) -> Interval:
     alone, scale = pooled.alone, pooled.scale
     if len(outcomes) == 1:
         return alone
-    error = float(np.std([one.value for one in outcomes], ddof=1)) / len(outcomes) ** 0.5
-    over_seeds = float(t.ppf(0.975, len(outcomes) - 1)) * error
+    error, freedom = spread_of_seeds([one.value for one in outcomes])
+    over_seeds = float(t.ppf(0.975, freedom)) * error
     below, above = (
         max(float(np.hypot(reach, Z * error)), over_seeds)
         for reach in (alone.value - alone.low, alone.high - alone.value)

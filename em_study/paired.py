@@ -4,7 +4,7 @@ The error of a difference follows from how the influences of question families a
 where there are several, add how their differences spread.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ def difference(first: Seeds, second: Seeds) -> Difference | None:
         return None
     a, b = (mean([side[seed] for seed in seeds]) for side in (first, second))
     by_seed = {seed: first[seed].value - second[seed].value for seed in seeds}
-    return Difference(by_seed, a, b, *_over_seeds(by_seed))
+    return Difference(by_seed, a, b, *spread_of_seeds(by_seed.values()))
 
 
 def over_shared_blocks(first: Mapping[str, Seeds], second: Mapping[str, Seeds]) -> tuple[Difference, int] | None:
@@ -100,17 +100,17 @@ def over_blocks(differences: Sequence[Difference]) -> Difference:
     sides = mean([one.first for one in differences]), mean([one.second for one in differences])
     if len({tuple(one.by_seed) for one in differences}) == 1:
         by_seed = {seed: float(np.mean([one.by_seed[seed] for one in differences])) for seed in differences[0].by_seed}
-        return Difference(by_seed, *sides, *_over_seeds(by_seed))
-    several = [list(one.by_seed.values()) for one in differences if len(one.by_seed) > 1]
-    if not several:
+        return Difference(by_seed, *sides, *spread_of_seeds(by_seed.values()))
+    variance, freedom = pooled_variance([one.by_seed.values() for one in differences])
+    if not freedom:
         return Difference({}, *sides, 0.0, 0)
-    variance = sum(float(np.var(each)) * len(each) for each in several) / sum(len(each) - 1 for each in several)
     weights: dict[int, float] = {}
     for one in differences:
         for seed in one.by_seed:
             weights[seed] = weights.get(seed, 0.0) + 1 / (len(one.by_seed) * len(differences))
     error = float(np.sqrt(variance * sum(weight**2 for weight in weights.values())))
-    return Difference({}, *sides, error, min(len(each) for each in several) - 1)
+    fewest = min(len(one.by_seed) for one in differences if len(one.by_seed) > 1)
+    return Difference({}, *sides, error, fewest - 1)
 
 
 def judged(found: Difference) -> tuple[Interval, float]:
@@ -198,7 +198,14 @@ def _by_reach(value: float, reach: float) -> tuple[float, float, float]:
     return reach, reach, float(2 * norm.sf(abs(value) * Z / reach)) if reach else 0.0
 
 
-def _over_seeds(by_seed: Mapping[int, float]) -> tuple[float, int]:
-    """(standard error of the mean, degrees of freedom)."""
-    count = len(by_seed)
-    return (float(np.std(list(by_seed.values()), ddof=1)) / count**0.5, count - 1) if count > 1 else (0.0, 0)
+def spread_of_seeds(values: Collection[float]) -> tuple[float, int]:
+    """(standard error of their mean, degrees of freedom); both 0 of one seed."""
+    count = len(values)
+    return (float(np.std(list(values), ddof=1)) / count**0.5, count - 1) if count > 1 else (0.0, 0)
+
+
+def pooled_variance(groups: Sequence[Collection[float]]) -> tuple[float, int]:
+    """(of single values about the means of their groups, degrees of freedom); both 0 where no group has two."""
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(np.var(list(group))) * len(group) for group in groups)
+    return (squares / freedom, freedom) if freedom else (0.0, 0)

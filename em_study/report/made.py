@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from em_study.blocks import once
 from em_study.names import display_name
-from em_study.report.rows import last, once, trained
+from em_study.report.rows import last, trained
 from em_study.report.viewer import VIEWER
 from em_study.results import Results, Row
 from em_study.study import JUDGED_BY, Evaluation

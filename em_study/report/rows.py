@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from em_study.blocks import last_of_runs
 from em_study.results import Row
 
 
@@ -11,18 +12,7 @@ def trained(rows: Sequence[Row]) -> list[Row]:
 
 def last(rows: Sequence[Row]) -> list[Row]:
     """The last checkpoint that there is of each run, finished or not."""
-    steps: dict[str, int] = {}
-    for row in trained(rows):
-        steps[row.manifest.run_id] = max(row.manifest.step, steps.get(row.manifest.run_id, 0))
-    return [row for row in trained(rows) if row.manifest.step == steps[row.manifest.run_id]]
-
-
-def once(rows: Sequence[Row]) -> list[Row]:
-    """A run's rows once, whatever the number of cells that name it."""
-    found: dict[tuple[str, int], Row] = {}
-    for row in rows:
-        found.setdefault((row.manifest.run_id, row.manifest.step), row)
-    return list(found.values())
+    return last_of_runs(trained(rows))
 
 
 def of_optimisers(rows: Sequence[Row]) -> list[str]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from em_eval.intervals import Interval
-from em_study.blocks import data_of, setting_of
+from em_study.blocks import data_of, once, setting_of
 from em_study.comparison import OUTCOMES
 from em_study.means import mean_over_seeds
 from em_study.names import treatment_of
-from em_study.report.rows import last, once
+from em_study.report.rows import last
 from em_study.results import Row
 
 
