@@ -251,6 +251,12 @@ def test_rates_follow_from_the_judges_numbers(done: Place) -> None:
         assert row.corrected.value == pytest.approx(corrected)
 
 
+def copy_results(place: Place, folder: Path) -> None:
+    """What the study made, to be changed by a test."""
+    for top in ("runs", "logs"):
+        shutil.copytree(place.folder / top, folder / top)
+
+
 def rate_of(results: Results, label: str) -> float:
     (row,) = (row for row in results.rows if row.label == label)
     assert row.rate is not None
@@ -439,8 +445,7 @@ def test_cells_that_are_not_whole_are_named_and_not_compared(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One left out, one killed before its last checkpoint, one kept whole but still training."""
-    for top in ("runs", "logs"):
-        shutil.copytree(done.folder / top, tmp_path / top)
+    copy_results(done, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PWD", str(tmp_path))
     given = yaml.safe_load(done.file.read_text(encoding="utf-8"))
@@ -470,8 +475,7 @@ def test_cells_that_are_not_whole_are_named_and_not_compared(
 
 def copy_of(done: Place, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """The finished study in a folder of its own, to be damaged."""
-    for top in ("runs", "logs"):
-        shutil.copytree(done.folder / top, folder / top)
+    copy_results(done, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PWD", str(folder))
     return load_study(Path(shutil.copy(done.file, folder)))
@@ -772,8 +776,7 @@ def test_a_run_of_another_study_is_linked_to_and_not_trained_again(
     done: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same configuration under another study's name: no training, no answers anew, paths as documented."""
-    shutil.copytree(done.folder / "runs", tmp_path / "runs")
-    shutil.copytree(done.folder / "logs", tmp_path / "logs")
+    copy_results(done, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PWD", str(tmp_path))
     before = files(tmp_path)
@@ -942,8 +945,7 @@ def test_status_counts_cells_by_what_lies_on_the_disk(
     monkeypatch.setenv("COLUMNS", "160")
     assert em("status", str(done.file)) == 0
     assert "tiny: 3 done, 0 running, 0 failed, 0 waiting" in capsys.readouterr().out
-    for top in ("runs", "logs"):
-        shutil.copytree(done.folder / top, tmp_path / top)
+    copy_results(done, tmp_path)
     monkeypatch.chdir(tmp_path)
     bad, lion, good = make_plan(done.study).cells
     run_file = json.loads((bad.folder / "run.json").read_text(encoding="utf-8"))
@@ -977,8 +979,7 @@ def test_status_watches_until_nothing_is_to_be_done(
 ) -> None:
     """A probe's log is away at first, and there at the second look."""
     monkeypatch.setenv("COLUMNS", "160")
-    for top in ("runs", "logs"):
-        shutil.copytree(done.folder / top, tmp_path / top)
+    copy_results(done, tmp_path)
     monkeypatch.chdir(tmp_path)
     lion = make_plan(done.study).cells[1]
     log, looks = tmp_path / "logs" / "tiny" / f"{lion.label}-step2" / "preference", []
